@@ -1,0 +1,240 @@
+"""The LLaMA block that LlamaGen, MaskGIL and their relatives share.
+
+This file knows attention, rotary tables and a key-value cache. It does not know tokens, classes or captions.
+Parameter names are those of LlamaGen's and MaskGIL's checkpoints (``layers.0.attention.wqkv.weight``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybrid.types import Grid
+
+
+def ffn_width(dim: int, multiple_of: int = 256) -> int:
+    """Width of SwiGLU's hidden layer: two thirds of 4·dim, rounded up (LLaMA)."""
+    return -(-int(8 * dim / 3) // multiple_of) * multiple_of
+
+
+# Rotary tables have the shape (positions, head_dim / 2, 2): cosine and sine of each interleaved pair.
+
+
+def rope_1d(positions_n: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:
+    """Rotary table of positions on a line (RoFormer)."""
+    pairs = torch.arange(0, head_dim, 2, device=positions_n.device, dtype=torch.float32)
+    angles = torch.outer(positions_n.float(), base ** (-pairs / head_dim))
+    return torch.stack((angles.cos(), angles.sin()), dim=-1)
+
+
+def rope_2d(rows_n: Tensor, columns_n: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:
+    """Rotary table of positions on a grid: the first half of the pairs turns with the row, the second with the column
+    (LlamaGen)."""
+    half = head_dim // 2
+    pairs = torch.arange(0, half, 2, device=rows_n.device, dtype=torch.float32)[: half // 2]
+    frequencies = base ** (-pairs / half)
+    angles = torch.cat((torch.outer(rows_n.float(), frequencies), torch.outer(columns_n.float(), frequencies)), dim=-1)
+    return torch.stack((angles.cos(), angles.sin()), dim=-1)
+
+
+def grid_rope(
+    grid: Grid, condition_tokens: int, head_dim: int, *, keep_condition: bool, base: float, device: torch.device
+) -> Tensor:
+    """Table of [condition tokens, image tokens in raster order] with 2-D positions.
+
+    LlamaGen zeroes the rows of condition tokens, which makes their queries and keys vanish. ``keep_condition`` places
+    them on the diagonal that runs into the grid's first corner instead: token t of T at (t − T, t − T).
+    """
+    places = torch.arange(grid.places, device=device)
+    image = rope_2d(places // grid.width, places % grid.width, head_dim, base)
+    diagonal = torch.arange(-condition_tokens, 0, device=device)
+    condition = rope_2d(diagonal, diagonal, head_dim, base)
+    return torch.cat((condition if keep_condition else torch.zeros_like(condition), image))
+
+
+def rotate(x_bnhd: Tensor, rope: Tensor) -> Tensor:
+    """Turn each interleaved pair of x (b, n, heads, head_dim) by the table (n, pairs, 2) or (b, n, pairs, 2)."""
+    pairs = x_bnhd.float().unflatten(-1, (-1, 2))
+    cos, sin = rope[..., None, :, 0], rope[..., None, :, 1]
+    x, y = pairs[..., 0], pairs[..., 1]
+    return torch.stack((x * cos - y * sin, y * cos + x * sin), dim=-1).flatten(-2).type_as(x_bnhd)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x), computed in float32, times a learned weight."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
+
+
+class KVCache:
+    """Keys and values of every layer, allocated once.
+
+    Attributes:
+        keys_values: (layers, 2, b, heads, capacity, head_dim).
+    """
+
+    def __init__(
+        self, layers: int, batch: int, heads: int, capacity: int, head_dim: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.keys_values = torch.zeros((layers, 2, batch, heads, capacity, head_dim), dtype=dtype, device=device)
+
+    def write(self, layer: int, key: Tensor, value: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+        """Store (b, heads, w, head_dim) at the window's indices; return all keys and values up to its end."""
+        keys, values = self.keys_values[layer, 0], self.keys_values[layer, 1]
+        if window.start is not None:
+            keys[:, :, window.start : window.end] = key
+            values[:, :, window.start : window.end] = value
+        else:
+            index = window.indices_bw[:, None, :, None].expand_as(key)
+            keys.scatter_(2, index, key)
+            values.scatter_(2, index, value)
+        return keys[:, :, : window.end], values[:, :, : window.end]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where new tokens stand in the cache.
+
+    Attributes:
+        indices_bw: each token's index.
+        start: the first index where all rows agree on it, else None.
+        end: one past the last index of any row.
+    """
+
+    indices_bw: Tensor
+    start: int | None
+    end: int
+
+
+class Attention(nn.Module):
+    """Multi-head attention with rotary positions and, as a switch, RMSNorm of each query and key head."""
+
+    def __init__(self, dim: int, heads: int, *, qk_norm: bool, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.wo = nn.Linear(dim, dim, bias=False)
+        self.q_norm: nn.Module = RMSNorm(dim // heads, eps) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = RMSNorm(dim // heads, eps) if qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        x_bnd: Tensor,
+        rope: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        cache: tuple[KVCache, int, Window] | None,
+    ) -> Tensor:
+        query, key, value = self.wqkv(x_bnd).unflatten(-1, (3, self.heads, -1)).unbind(dim=2)
+        query = rotate(self.q_norm(query), rope).transpose(1, 2)
+        key = rotate(self.k_norm(key), rope).transpose(1, 2)
+        value = value.transpose(1, 2)
+        if cache is not None:
+            store, layer, window = cache
+            key, value = store.write(layer, key, value, window)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        return self.wo(out.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each normalised before it (LLaMA) or, with ``post_norm``, after it and before it
+    joins the residual stream, which keeps the stream's norm from growing."""
+
+    def __init__(
+        self, dim: int, heads: int, hidden: int, *, qk_norm: bool, post_norm: bool, eps: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.post_norm = post_norm
+        self.dropout = dropout
+        self.attention = Attention(dim, heads, qk_norm=qk_norm, eps=eps)
+        self.feed_forward = FeedForward(dim, hidden)
+        self.attention_norm = RMSNorm(dim, eps)
+        self.ffn_norm = RMSNorm(dim, eps)
+
+    def forward(
+        self, x: Tensor, rope: Tensor, mask: Tensor | None, causal: bool, cache: tuple[KVCache, int, Window] | None
+    ) -> Tensor:
+        if self.post_norm:
+            x = x + self._drop(self.attention_norm(self.attention(x, rope, mask, causal, cache)))
+            return x + self._drop(self.ffn_norm(self.feed_forward(x)))
+        x = x + self._drop(self.attention(self.attention_norm(x), rope, mask, causal, cache))
+        return x + self._drop(self.feed_forward(self.ffn_norm(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+def blocks(
+    layers: int,
+    dim: int,
+    heads: int,
+    hidden: int,
+    *,
+    qk_norm: bool = False,
+    post_norm: bool = False,
+    eps: float = 1e-5,
+    dropout: float = 0.0,
+) -> nn.ModuleList:
+    """A stack of equal blocks."""
+    if dim % heads:
+        raise ValueError(f"dim {dim} is not a multiple of n_head {heads}")
+    return nn.ModuleList(
+        Block(dim, heads, hidden, qk_norm=qk_norm, post_norm=post_norm, eps=eps, dropout=dropout) for _ in range(layers)
+    )
+
+
+def run(
+    layers: nn.ModuleList,
+    x_bnd: Tensor,
+    rope: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    cache: KVCache | None = None,
+    window: Window | None = None,
+) -> Tensor:
+    """Send x through all blocks.
+
+    Args:
+        layers: what ``blocks`` made.
+        x_bnd: input embeddings.
+        rope: table (n, pairs, 2) or (b, n, pairs, 2).
+        mask: True where a query may look at a key, broadcastable to (b, heads, queries, keys); excludes ``causal``.
+        causal: hide every later place.
+        cache: with ``window``, store keys and values there and look at all of them up to the window's end.
+        window: see ``cache``.
+    """
+    for index, layer in enumerate(layers):
+        slot = (cache, index, window) if cache is not None and window is not None else None
+        x_bnd = layer(x_bnd, rope, mask, causal, slot)
+    return x_bnd
+
+
+def init_weights(module: nn.Module, std: float = 0.02) -> None:
+    """Normal weights for linear layers and embeddings, as LlamaGen starts its training."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=std)

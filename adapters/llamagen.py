@@ -1,0 +1,375 @@
+"""LlamaGen's autoregressive models (Sun et al., arXiv 2406.06525), class- and text-conditional.
+
+A sequence is [condition tokens, image tokens in raster order]; the condition is one class token, or text tokens padded
+on the left. This file knows that layout, the 2-D rotary table whose condition rows are zero, and the key names of the
+released checkpoints. The embedded text model keeps the text's rotary rows instead (``condition_rope: keep``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from hybrid.checkpoint import fit, read_weights, source_name, unwrap
+from hybrid.config import parse
+from hybrid.types import Grid, Prompts, TextEncoder
+
+from .conditions import (
+    CaptionEmbedding,
+    ClassCondition,
+    ClassEmbedding,
+    TextCondition,
+    class_condition,
+    text_condition,
+)
+from .llama import KVCache, RMSNorm, Window, blocks, ffn_width, grid_rope, init_weights, run
+
+
+class TransformerConfig(BaseModel):
+    """Fields that LlamaGen and MaskGIL share, by their original names.
+
+    ``qk_norm``, ``post_norm`` and ``condition_rope`` are ours; their defaults are the released behaviour. Dropout
+    fields matter only in training, and ``class_dropout_prob`` only to the trainer, which has its own setting.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model_type: Literal["c2i", "t2i"] = "c2i"
+    dim: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    multiple_of: int = 256
+    ffn_hidden: int | None = None
+    norm_eps: float = 1e-5
+    rope_base: float = 10000.0
+    vocab_size: int = 16384
+    block_size: int = 256
+    num_classes: int = 1000
+    cls_token_num: int = 1
+    caption_dim: int = 2048
+    qk_norm: bool = False
+    post_norm: bool = False
+    condition_rope: Literal["zero", "keep"] = "zero"
+    resid_dropout_p: float = 0.0
+    class_dropout_prob: float = 0.1
+
+    @property
+    def hidden(self) -> int:
+        """Width of the feed-forward layer."""
+        return self.ffn_hidden or ffn_width(self.dim, self.multiple_of)
+
+    @property
+    def side(self) -> int:
+        """Side of the checkpoint's own square grid."""
+        side = isqrt(self.block_size)
+        if side * side != self.block_size:
+            raise ValueError(f"block_size {self.block_size} is no square: pass the grid")
+        return side
+
+
+Config = TypeVar("Config", bound=TransformerConfig)
+
+WIDTHS = {
+    "B": {"dim": 768, "n_layer": 12, "n_head": 12},
+    "L": {"dim": 1024, "n_layer": 24, "n_head": 16},
+    "XL": {"dim": 1280, "n_layer": 36, "n_head": 20},
+    "XXL": {"dim": 1536, "n_layer": 48, "n_head": 24},
+    "3B": {"dim": 3200, "n_layer": 24, "n_head": 32},
+}
+_TEXT = {"model_type": "t2i", "cls_token_num": 120, "caption_dim": 2048}
+CONFIGS: dict[str, dict[str, Any]] = {
+    **{f"c2i-{size}-256": {**fields, "block_size": 256} for size, fields in WIDTHS.items()},
+    **{f"c2i-{size}-384": {**fields, "block_size": 576} for size, fields in WIDTHS.items()},
+    **WIDTHS,
+    "t2i-XL-256": {**WIDTHS["XL"], **_TEXT, "block_size": 256},
+    "t2i-XL-512": {**WIDTHS["XL"], **_TEXT, "block_size": 1024},
+}
+
+
+@dataclass
+class LlamaGenState:
+    """The cache of one batch.
+
+    Attributes:
+        cache: keys and values of [condition, image tokens].
+        key_mask_bl: False at padded condition tokens, or None where nothing is padded.
+        rope: the table of every index.
+        offset: number of condition tokens.
+        filled_b: image tokens that each row holds.
+    """
+
+    cache: KVCache
+    key_mask_bl: Tensor | None
+    rope: Tensor
+    offset: int
+    filled_b: Tensor
+
+    def truncate(self, places_b: Tensor) -> None:
+        """Forget everything fed at or after each row's given place."""
+        self.filled_b = torch.minimum(self.filled_b, places_b.to(self.filled_b))
+
+
+class LlamaGen(nn.Module):
+    """The AR model. Implements ``hybrid.types.ARModel``.
+
+    Attributes:
+        codebook_size: number of image codes.
+        text_encoder: embeds captions that are passed as strings; only embeddings are taken without one.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        layers: int,
+        heads: int,
+        hidden: int,
+        codes: int,
+        grid: Grid | None,
+        classes: int | None,
+        text_tokens: int,
+        text_width: int,
+        qk_norm: bool = False,
+        post_norm: bool = False,
+        keep_condition_rope: bool = False,
+        rope_base: float = 10000.0,
+        eps: float = 1e-5,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.codebook_size = codes
+        self.grid, self.classes, self.text_tokens, self.text_width = grid, classes, text_tokens, text_width
+        self.heads, self.head_dim, self.rope_base = heads, dim // heads, rope_base
+        self.keep_condition_rope = keep_condition_rope
+        self.text_encoder: TextEncoder | None = None
+        self.tok_embeddings = nn.Embedding(codes, dim)
+        self.cls_embedding: nn.Module = (
+            CaptionEmbedding(text_tokens, text_width, dim) if classes is None else ClassEmbedding(classes, dim)
+        )
+        self.layers = blocks(layers, dim, heads, hidden, qk_norm=qk_norm, post_norm=post_norm, eps=eps, dropout=dropout)
+        self.norm = RMSNorm(dim, eps)
+        self.output = nn.Linear(dim, codes, bias=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.output.weight.device
+
+    def condition(self, prompts: Prompts, grid: Grid | None = None) -> ClassCondition | TextCondition:
+        """Labels, captions or (embedding_bsd, mask_bs) as a condition; see ``conditions``."""
+        grid = grid or self.grid
+        if grid is None:
+            raise ValueError("this checkpoint has no square grid of its own: pass the grid")
+        if self.classes is not None:
+            return class_condition(prompts, self.classes, grid, self.device)
+        return text_condition(prompts, self.text_encoder, self.text_tokens, self.text_width, grid, self.device)
+
+    def prefill(self, condition: Any, capacity: int) -> tuple[Tensor, LlamaGenState]:
+        """Read the condition into a cache for ``capacity`` image tokens. Returns logits_bk of place 0 and the cache."""
+        x_bnd = self.cls_embedding(condition)
+        batch, offset = x_bnd.shape[:2]
+        cache = KVCache(
+            len(self.layers),
+            batch,
+            self.heads,
+            offset + capacity,
+            self.head_dim,
+            dtype=x_bnd.dtype,
+            device=x_bnd.device,
+        )
+        key_mask = None
+        if isinstance(condition, TextCondition) and not bool(condition.mask_bs.all()):
+            real = torch.ones(batch, capacity, dtype=torch.bool, device=x_bnd.device)
+            key_mask = torch.cat((condition.mask_bs, real), dim=1)
+        filled = torch.zeros(batch, dtype=torch.long, device=x_bnd.device)
+        state = LlamaGenState(cache, key_mask, self._rope(condition.grid, offset, x_bnd.device), offset, filled)
+        indices = torch.arange(offset, device=x_bnd.device).expand(batch, offset)
+        return self._logits(self._feed(x_bnd, Window(indices, 0, offset), state)[:, -1]), state
+
+    def decode(self, tokens_bw: Tensor, places_b: Tensor, state: LlamaGenState) -> Tensor:
+        """Feed w tokens standing at each row's place and after it. Returns logits_bwk of the place after each.
+
+        Raises:
+            ValueError: a row would skip a place, or the cache is full.
+        """
+        width = tokens_bw.shape[1]
+        if bool((places_b > state.filled_b).any()):
+            raise ValueError(f"decode at places {places_b.tolist()}: only {state.filled_b.tolist()} tokens were fed")
+        first, last = int(places_b.min()), int(places_b.max())
+        capacity = state.cache.keys_values.shape[4] - state.offset
+        if last + width > capacity:
+            raise ValueError(f"the cache holds {capacity} image tokens, {last + width} are needed")
+        indices = (state.offset + places_b)[:, None] + torch.arange(width, device=tokens_bw.device)
+        start = state.offset + first if first == last else None
+        x_bnd = self._feed(self.tok_embeddings(tokens_bw), Window(indices, start, state.offset + last + width), state)
+        state.filled_b = places_b + width
+        return self._logits(x_bnd)
+
+    def score(self, tokens_bn: Tensor, condition: Any) -> Tensor:
+        """Teacher-forced logits_bnk of every place, in one parallel pass."""
+        condition_tokens = self.cls_embedding(condition)
+        offset = condition_tokens.shape[1]
+        x_bnd = torch.cat((condition_tokens, self.tok_embeddings(tokens_bn[:, :-1])), dim=1)
+        length = x_bnd.shape[1]
+        mask = None
+        if isinstance(condition, TextCondition) and not bool(condition.mask_bs.all()):
+            mask = causal_mask(condition.mask_bs, length)
+        rope = self._rope(condition.grid, offset, x_bnd.device)[:length]
+        x_bnd = run(self.layers, x_bnd, rope, mask=mask, causal=mask is None)
+        return self._logits(x_bnd[:, offset - 1 :])
+
+    def forward(self, tokens_bn: Tensor, condition: Any) -> Tensor:
+        """``score``, under the name that training wrappers call."""
+        return self.score(tokens_bn, condition)
+
+    @torch.no_grad()
+    def start_from_codebook(self, codebook_kd: Tensor) -> None:
+        """Before training: embed codes so that near code vectors start near each other."""
+        spread_codes(self.tok_embeddings.weight, codebook_kd)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.output(self.norm(x)).float()
+
+    def _rope(self, grid: Grid, offset: int, device: torch.device) -> Tensor:
+        return grid_rope(
+            grid, offset, self.head_dim, keep_condition=self.keep_condition_rope, base=self.rope_base, device=device
+        )
+
+    def _feed(self, x_bnd: Tensor, window: Window, state: LlamaGenState) -> Tensor:
+        width = x_bnd.shape[1]
+        if window.start is not None:
+            rope = state.rope[window.start : window.end]
+        else:
+            rope = state.rope[window.indices_bw.clamp(max=len(state.rope) - 1)]
+        mask = None
+        if width > 1 or state.key_mask_bl is not None or window.start is None:
+            keys = torch.arange(window.end, device=x_bnd.device)
+            mask = keys <= window.indices_bw[..., None]
+            if state.key_mask_bl is not None:
+                mask = mask & state.key_mask_bl[:, None, : window.end] | (keys == window.indices_bw[..., None])
+            mask = mask[:, None]
+        return run(self.layers, x_bnd, rope, mask=mask, cache=state.cache, window=window)
+
+
+def causal_mask(text_mask_bs: Tensor, length: int) -> Tensor:
+    """Causal attention (b, 1, length, length) that hides padded text; each token still sees itself."""
+    causal = torch.ones(length, length, dtype=torch.bool, device=text_mask_bs.device).tril()
+    real = torch.ones(len(text_mask_bs), length - text_mask_bs.shape[1], dtype=torch.bool, device=text_mask_bs.device)
+    keys = torch.cat((text_mask_bs, real), dim=1)[:, None, :]
+    return (causal & keys | torch.eye(length, dtype=torch.bool, device=keys.device))[:, None]
+
+
+def spread_codes(table: Tensor, codebook_kd: Tensor, std: float = 0.02) -> None:
+    """Fill the first k rows of an embedding table with a random projection of the code vectors plus noise."""
+    codes = codebook_kd.float()
+    codes = (codes - codes.mean(0)) / codes.std()
+    projected = codes @ torch.randn(codes.shape[1], table.shape[1]) / codes.shape[1] ** 0.5
+    table[: len(codes)] = (std * (projected + 0.5 * torch.randn_like(projected))).to(table)
+
+
+def build(config: TransformerConfig) -> LlamaGen:
+    """The model of a configuration, with uninitialised weights."""
+    text = config.model_type == "t2i"
+    square = isqrt(config.block_size) ** 2 == config.block_size
+    return LlamaGen(
+        dim=config.dim,
+        layers=config.n_layer,
+        heads=config.n_head,
+        hidden=config.hidden,
+        codes=config.vocab_size,
+        grid=Grid(config.side, config.side) if square else None,
+        classes=None if text else config.num_classes,
+        text_tokens=config.cls_token_num,
+        text_width=config.caption_dim,
+        qk_norm=config.qk_norm,
+        post_norm=config.post_norm,
+        keep_condition_rope=config.condition_rope == "keep",
+        rope_base=config.rope_base,
+        eps=config.norm_eps,
+        dropout=config.resid_dropout_p,
+    )
+
+
+def create(config: str | Mapping[str, Any]) -> tuple[LlamaGen, dict[str, Any]]:
+    """A freshly initialised model for training, and its configuration in full."""
+    fields = resolve(config, CONFIGS, {}, "llamagen", TransformerConfig)
+    model = build(fields)
+    init_weights(model)
+    nn.init.zeros_(model.output.weight)
+    return model, fields.model_dump()
+
+
+def resolve(
+    config: str | Mapping[str, Any] | None,
+    known: Mapping[str, Mapping[str, Any]],
+    found: Mapping[str, Any],
+    kind: str,
+    model: type[Config],
+) -> Config:
+    """A configuration from a known size's name, a mapping, or what the weights tell.
+
+    Raises:
+        ValueError: unknown name or field.
+    """
+    if config is None:
+        return parse(model, found, kind)
+    if isinstance(config, str):
+        if config not in known:
+            raise ValueError(f"{kind}: unknown configuration {config!r}; known: {', '.join(known)}")
+        return parse(model, known[config], kind)
+    return parse(model, config, f"{kind} config")
+
+
+def infer(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """Configuration fields that a state dict's shapes tell; heads are assumed 64 wide (100 in the 3B model)."""
+    codes, dim = state["tok_embeddings.weight"].shape
+    fields: dict[str, Any] = {
+        "dim": dim,
+        "vocab_size": codes,
+        "n_layer": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers.")),
+        "n_head": infer_heads(dim, source),
+        "ffn_hidden": state["layers.0.feed_forward.w1.weight"].shape[0],
+        "qk_norm": "layers.0.attention.q_norm.weight" in state,
+    }
+    if "cls_embedding.uncond_embedding" in state:
+        tokens, width = state["cls_embedding.uncond_embedding"].shape
+        return fields | {"model_type": "t2i", "cls_token_num": tokens, "caption_dim": width}
+    return fields | {"num_classes": state["cls_embedding.embedding_table.weight"].shape[0] - 1}
+
+
+def infer_heads(dim: int, source: str) -> int:
+    """Number of heads of the released sizes."""
+    if dim == 3200:
+        return 32
+    if dim % 64:
+        raise ValueError(f"{source}: the number of heads cannot be told from width {dim}; pass config with n_head")
+    return dim // 64
+
+
+def load(
+    weights: str | Path | Mapping[str, Any] | None,
+    config: str | Mapping[str, Any] | None = None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+) -> LlamaGen:
+    """See ``hybrid.adapters.load``."""
+    if weights is None:
+        raise ValueError("llamagen: no weights given")
+    state, metadata = read_weights(weights)
+    state = unwrap(state, expect="tok_embeddings.weight")
+    source = source_name(weights)
+    if config is None:
+        config = metadata.get("config")
+    fields = resolve(config, CONFIGS, {} if config is not None else infer(state, source), "llamagen", TransformerConfig)
+    with torch.device("meta"):
+        model = build(fields)
+    fit(model, state, source=source, dtype=dtype, device=device)
+    return model.eval()

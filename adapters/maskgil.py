@@ -1,0 +1,226 @@
+"""MaskGIL (arXiv 2507.13032): a bidirectional LLaMA that fills masked places.
+
+Two layouts share this file. *Released* (``rope: 1d``, class-conditional): [image tokens, class token], where row 0 of
+the rotary table is zero, so image token 0 has no position, image token i ≥ 1 has position i − 1 and the class token
+255. *Paper* (``rope: 2d``): [condition tokens, image tokens] on a 2-D rotary table like LlamaGen's, class- or
+text-conditional, any grid, with QK-norm and post-norm as switches; with both off its blocks are LlamaGen's.
+
+One embedding table holds codes 0..K−1, the mask token K and, class-conditional, the classes and the null class after
+it. The output has K + 1 columns; the mask's is dropped here, so that it can never be drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hybrid.checkpoint import fit, read_weights, source_name, unwrap
+from hybrid.types import MASK, Grid, Prompts, TextEncoder
+
+from .conditions import CaptionEmbedding, ClassCondition, TextCondition, class_condition, text_condition
+from .llama import RMSNorm, blocks, grid_rope, init_weights, rope_1d, run
+from .llamagen import WIDTHS, TransformerConfig, infer_heads, resolve, spread_codes
+
+
+class MaskGILConfig(TransformerConfig):
+    """LlamaGen's fields and the kind of rotary table."""
+
+    rope: Literal["1d", "2d"] = "1d"
+
+
+_SIZES = {size: fields for size, fields in WIDTHS.items() if size != "3B"}
+_PAPER = {"rope": "2d", "qk_norm": True, "post_norm": True}
+CONFIGS: dict[str, dict[str, Any]] = {
+    **{f"c2i-{size}-256": fields for size, fields in _SIZES.items()},
+    **_SIZES,
+    **{f"paper-c2i-{size}": {**fields, **_PAPER} for size, fields in _SIZES.items()},
+    "paper-t2i-XL": {
+        **_SIZES["XL"],
+        **_PAPER,
+        "model_type": "t2i",
+        "cls_token_num": 120,
+        "caption_dim": 2048,
+        "condition_rope": "keep",
+    },
+}
+
+
+class MaskGIL(nn.Module):
+    """The masked model. Implements ``hybrid.types.MaskedModel``.
+
+    Attributes:
+        codebook_size: number of image codes.
+        text_encoder: embeds captions that are passed as strings; only embeddings are taken without one.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        layers: int,
+        heads: int,
+        hidden: int,
+        codes: int,
+        grid: Grid | None,
+        classes: int | None,
+        text_tokens: int,
+        text_width: int,
+        rope: Literal["1d", "2d"],
+        qk_norm: bool,
+        post_norm: bool,
+        keep_condition_rope: bool,
+        rope_base: float = 10000.0,
+        eps: float = 1e-5,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if rope == "1d" and classes is None:
+            raise ValueError("the released layout (rope: 1d) is class-conditional; text needs rope: 2d")
+        self.codebook_size = codes
+        self.grid, self.classes, self.text_tokens, self.text_width = grid, classes, text_tokens, text_width
+        self.head_dim, self.rope, self.rope_base = dim // heads, rope, rope_base
+        self.keep_condition_rope = keep_condition_rope
+        self.text_encoder: TextEncoder | None = None
+        self.tok_emb = nn.Embedding(codes + 1 + (classes + 1 if classes is not None else 0), dim)
+        if classes is None:
+            self.cls_embedding = CaptionEmbedding(text_tokens, text_width, dim)
+        self.layers = blocks(layers, dim, heads, hidden, qk_norm=qk_norm, post_norm=post_norm, eps=eps, dropout=dropout)
+        self.norm = RMSNorm(dim, eps)
+        self.output = nn.Linear(dim, codes + 1, bias=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.output.weight.device
+
+    def condition(self, prompts: Prompts, grid: Grid | None = None) -> ClassCondition | TextCondition:
+        """Labels, captions or (embedding_bsd, mask_bs) as a condition; see ``conditions``."""
+        grid = grid or self.grid
+        if grid is None:
+            raise ValueError("this checkpoint has no square grid of its own: pass the grid")
+        if self.rope == "1d" and self.grid is not None and grid != self.grid:
+            raise ValueError(f"grid {grid}: the released layout has 1-D positions and knows only {self.grid}")
+        if self.classes is not None:
+            return class_condition(prompts, self.classes, grid, self.device)
+        return text_condition(prompts, self.text_encoder, self.text_tokens, self.text_width, grid, self.device)
+
+    def logits(self, tokens_bn: Tensor, condition: Any, places_bm: Tensor | None = None) -> Tensor:
+        """Logits over the real codes at all places, or at ``places_bm``. Tokens may hold MASK."""
+        image = self.tok_emb(torch.where(tokens_bn == MASK, self.codebook_size, tokens_bn))
+        if self.classes is None:
+            asked = self.cls_embedding(condition)
+        else:
+            asked = self.tok_emb(condition.labels_b + self.codebook_size + 1)[:, None]
+        places, offset = image.shape[1], asked.shape[1]
+        if places != condition.grid.places:
+            raise ValueError(f"{places} tokens do not fill the condition's {condition.grid} grid")
+        if self.rope == "1d":
+            positions = torch.arange(places, device=image.device)
+            table = rope_1d(positions, self.head_dim, self.rope_base)
+            table = torch.cat((torch.zeros_like(table[:1]), table))
+            x_bnd = run(self.layers, torch.cat((image, asked), dim=1), table)[:, :places]
+        else:
+            table = grid_rope(
+                condition.grid,
+                offset,
+                self.head_dim,
+                keep_condition=self.keep_condition_rope,
+                base=self.rope_base,
+                device=image.device,
+            )
+            mask = None
+            if isinstance(condition, TextCondition):
+                real = torch.ones(len(image), places, dtype=torch.bool, device=image.device)
+                mask = torch.cat((condition.mask_bs, real), dim=1)[:, None, None]
+            x_bnd = run(self.layers, torch.cat((asked, image), dim=1), table, mask=mask)[:, offset:]
+        if places_bm is not None:
+            x_bnd = x_bnd.gather(1, places_bm[..., None].expand(-1, -1, x_bnd.shape[-1]))
+        return self.output(self.norm(x_bnd))[..., : self.codebook_size].float()
+
+    def forward(self, tokens_bn: Tensor, condition: Any) -> Tensor:
+        """``logits`` at all places, under the name that training wrappers call."""
+        return self.logits(tokens_bn, condition)
+
+    @torch.no_grad()
+    def start_from_codebook(self, codebook_kd: Tensor) -> None:
+        """Before training: embed codes so that near code vectors start near each other."""
+        spread_codes(self.tok_emb.weight, codebook_kd)
+
+
+def build(config: MaskGILConfig) -> MaskGIL:
+    """The model of a configuration, with uninitialised weights."""
+    text = config.model_type == "t2i"
+    return MaskGIL(
+        dim=config.dim,
+        layers=config.n_layer,
+        heads=config.n_head,
+        hidden=config.hidden,
+        codes=config.vocab_size,
+        grid=Grid(config.side, config.side),
+        classes=None if text else config.num_classes,
+        text_tokens=config.cls_token_num,
+        text_width=config.caption_dim,
+        rope=config.rope,
+        qk_norm=config.qk_norm,
+        post_norm=config.post_norm,
+        keep_condition_rope=config.condition_rope == "keep",
+        rope_base=config.rope_base,
+        eps=config.norm_eps,
+        dropout=config.resid_dropout_p,
+    )
+
+
+def create(config: str | Mapping[str, Any]) -> tuple[MaskGIL, dict[str, Any]]:
+    """A freshly initialised model for training, and its configuration in full."""
+    fields = resolve(config, CONFIGS, {}, "maskgil", MaskGILConfig)
+    model = build(fields)
+    init_weights(model)
+    nn.init.zeros_(model.output.weight)
+    return model, fields.model_dump()
+
+
+def infer(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """Configuration fields that a state dict's shapes tell. Without QK-norm the released layout is assumed."""
+    codes = state["output.weight"].shape[0] - 1
+    rows, dim = state["tok_emb.weight"].shape
+    paper = "layers.0.attention.q_norm.weight" in state
+    fields: dict[str, Any] = {
+        "dim": dim,
+        "vocab_size": codes,
+        "n_layer": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers.")),
+        "n_head": infer_heads(dim, source),
+        "ffn_hidden": state["layers.0.feed_forward.w1.weight"].shape[0],
+    }
+    if paper:
+        fields |= _PAPER
+    if "cls_embedding.uncond_embedding" in state:
+        tokens, width = state["cls_embedding.uncond_embedding"].shape
+        text = {"model_type": "t2i", "cls_token_num": tokens, "caption_dim": width, "rope": "2d"}
+        return fields | text | {"condition_rope": "keep"}
+    return fields | {"num_classes": rows - codes - 2}
+
+
+def load(
+    weights: str | Path | Mapping[str, Any] | None,
+    config: str | Mapping[str, Any] | None = None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+) -> MaskGIL:
+    """See ``hybrid.adapters.load``."""
+    if weights is None:
+        raise ValueError("maskgil: no weights given")
+    state, metadata = read_weights(weights)
+    state = unwrap(state, expect="tok_emb.weight")
+    source = source_name(weights)
+    if config is None:
+        config = metadata.get("config")
+    fields = resolve(config, CONFIGS, {} if config is not None else infer(state, source), "maskgil", MaskGILConfig)
+    with torch.device("meta"):
+        model = build(fields)
+    fit(model, state, source=source, dtype=dtype, device=device)
+    return model.eval()

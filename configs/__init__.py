@@ -1,0 +1,1 @@
+"""Runnable pairings and training runs, as YAML."""

@@ -1,0 +1,118 @@
+"""The YAML files as frozen models: unknown keys are refused, with the file, the key and the nearest right name.
+
+This file knows names and ranges of settings. It does not build anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class Strict(BaseModel):
+    """Base of every configuration: frozen, unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(model: type[Model], fields: Mapping[str, Any], source: str) -> Model:
+    """Check ``fields`` against a model.
+
+    Raises:
+        ValueError: one line with the source, the key, what is wrong and, for an unknown key, the nearest right one.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            near = get_close_matches(str(first["loc"][-1]), _known(model, first["loc"][:-1]), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{source}: unknown key {key!r}{hint}") from None
+        raise ValueError(f"{source}: {key}: {first['msg']} (got {first['input']!r})") from None
+
+
+def _known(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Field names of the model that a key path leads into."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        ValueError: one line with the file where it is missing, no YAML or no mapping.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not valid YAML ({line})") from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, got {type(loaded).__name__}")
+    return loaded
+
+
+class LoopConfig(Strict):
+    """The training loop: what it does with any task."""
+
+    steps: int = Field(gt=0)
+    batch_size: int = Field(default=32, gt=0)
+    accumulate: int = Field(default=1, gt=0)
+    lr: float = Field(default=1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.96)
+    weight_decay: float = 1e-5
+    warmup: int = Field(default=100, ge=1)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip: float = 1.0
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    compile: bool = False
+    device: Literal["auto", "cpu"] = "auto"
+    seed: int = 0
+    log_every: int = Field(default=10, gt=0)
+    eval_every: int = Field(default=200, gt=0)
+    sample_every: int = Field(default=0, ge=0)
+    save_seconds: float = 180.0
+
+
+class ModelConfig(Strict):
+    """A network: its adapter and the adapter's own configuration."""
+
+    kind: str
+    config: dict[str, Any] | str = Field(default_factory=dict)
+
+
+class TrainConfig(Strict):
+    """A training run (``configs/train-*.yaml``)."""
+
+    task: Literal["tokenizer", "ar", "masked"]
+    data: str
+    tokenizer: str | None = None
+    text_tokens: int = 16
+    views: int | None = None
+    balance: bool = False
+    model: ModelConfig
+    condition_dropout: float = Field(default=0.1, ge=0, le=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    prefix_share: float = Field(default=0.5, ge=0, le=1)
+    loop: LoopConfig

@@ -1,0 +1,149 @@
+"""Which places of a token grid come next.
+
+Pure functions of tensors: this file knows no model and no schedule. A priority says how early each place is revealed
+(higher is earlier); ``reveal`` picks places by it. Noise comes from uniforms that the caller drew.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybrid.types import Grid
+
+ORDERS: tuple[str, ...] = ("confidence", "halton", "random", "raster")
+"""Names of the orders."""
+
+
+def gumbel(uniforms: Tensor) -> Tensor:
+    """Standard Gumbel noise -log(-log(u)) of any shape from uniforms in [0, 1]; finite at both ends."""
+    limits = torch.finfo(uniforms.dtype)
+    return -torch.log(-torch.log(uniforms.clamp(limits.tiny, 1 - limits.eps / 2)))
+
+
+def halton_order(height: int, width: int) -> Tensor:
+    """The raster places (n,) of a grid in the order in which Halton-MaskGIT reveals them.
+
+    Points of the Halton sequence, base 2 for the row and base 3 for the column, are drawn until every cell of the grid
+    holds one; a cell's turn is that of its first point (the released sampler of Halton-MaskGIT).
+
+    Raises:
+        ValueError: a side shorter than 1.
+    """
+    grid = Grid(height, width)
+    return torch.from_numpy(_halton_places(grid.height, grid.width).copy())
+
+
+def priority(
+    order: str,
+    *,
+    grid: Grid,
+    confidence_bn: Tensor | None = None,
+    uniforms_bn: Tensor | None = None,
+    noise: float = 0.0,
+    progress: float = 0.0,
+) -> Tensor:
+    """How early each place is revealed, higher first: (b, n) for confidence and random, (1, n) for halton and raster.
+
+    Args:
+        order: ``confidence`` is the log-probability of the token drawn at a place plus Gumbel noise that fades,
+            noise * gumbel(u) * (1 - progress) (MaskGIT, and MaskGIL's released code); ``random`` is the uniforms
+            themselves; ``halton`` and ``raster`` are minus the rank.
+        grid: the token grid, n places.
+        confidence_bn: log-probabilities, for ``confidence``.
+        uniforms_bn: uniforms in [0, 1], for ``random``, and for ``confidence`` while there is noise.
+        noise: scale of the Gumbel noise, at least 0.
+        progress: pass t of T as t / (T - 1). A single pass, which reveals everything in any order, has progress 0.
+
+    Raises:
+        ValueError: an unknown order, a missing tensor or one of another shape, a negative noise, a progress outside
+            [0, 1].
+    """
+    if order not in ORDERS:
+        raise ValueError(f"order {order!r}: unknown; choose one of {', '.join(ORDERS)}")
+    if not noise >= 0:
+        raise ValueError(f"noise {noise:g}: must be 0 (none) or above")
+    if not 0 <= progress <= 1:
+        raise ValueError(f"progress {progress:g}: must be from 0 to 1")
+    if order == "confidence":
+        confidence_bn = _checked("confidence_bn", confidence_bn, order, grid)
+        scale = noise * (1 - progress)
+        if scale == 0:
+            return confidence_bn
+        uniforms_bn = _checked("uniforms_bn", uniforms_bn, "confidence with noise", grid)
+        return confidence_bn + scale * gumbel(uniforms_bn).to(confidence_bn.device)
+    if order == "random":
+        return _checked("uniforms_bn", uniforms_bn, order, grid)
+    rank_n = torch.arange(grid.places)
+    if order == "halton":
+        rank_n = torch.empty_like(rank_n).scatter_(0, halton_order(grid.height, grid.width), rank_n)
+    given = confidence_bn if confidence_bn is not None else uniforms_bn
+    return -rank_n[None].float().to(given.device if given is not None else rank_n.device)
+
+
+def reveal(priority_bn: Tensor, masked_bn: Tensor, counts_b: Tensor | int) -> Tensor:
+    """Which places to reveal: in each row the ``counts_b`` masked places of highest priority; bool (b, n).
+
+    Equal priorities go to the lowest place. A row's choice does not depend on the other rows.
+
+    Args:
+        priority_bn: (b, n), or (1, n) for all rows alike.
+        masked_bn: bool (b, n), True where no code is written yet.
+        counts_b: places to reveal, one number for all rows or (b,).
+
+    Raises:
+        ValueError: a priority of another shape or holding NaN, a negative count, a row with fewer masked places than
+            its count.
+    """
+    if priority_bn.shape[-1:] != masked_bn.shape[-1:] or priority_bn.shape[0] not in (1, masked_bn.shape[0]):
+        raise ValueError(f"priority {tuple(priority_bn.shape)}: does not fit the places {tuple(masked_bn.shape)}")
+    if torch.isnan(priority_bn).any():
+        raise ValueError("priority: holds NaN; the model's logits are broken")
+    masked_bn = masked_bn.bool()
+    priority_bn = priority_bn.to(masked_bn.device).expand_as(masked_bn)
+    counts_b = torch.as_tensor(counts_b, device=masked_bn.device).expand(masked_bn.shape[0])
+    available_b = masked_bn.sum(1)
+    wrong_b = (counts_b < 0) | (counts_b > available_b)
+    if wrong_b.any():
+        row = int(wrong_b.nonzero()[0, 0])
+        count, available = int(counts_b[row]), int(available_b[row])
+        raise ValueError(f"row {row}: asked to reveal {count} places, {available} are masked; ask for 0 to {available}")
+    sorted_bn = torch.argsort(priority_bn, dim=1, descending=True, stable=True)
+    masked_sorted_bn = masked_bn.gather(1, sorted_bn)
+    # Counting only masked places keeps a masked place of priority -inf ahead of one that is already known.
+    chosen_sorted_bn = masked_sorted_bn & (masked_sorted_bn.cumsum(1) <= counts_b[:, None])
+    return torch.zeros_like(masked_bn).scatter_(1, sorted_bn, chosen_sorted_bn)
+
+
+def _checked(name: str, values_bn: Tensor | None, order: str, grid: Grid) -> Tensor:
+    if values_bn is None:
+        raise ValueError(f"order {order}: needs {name}")
+    if values_bn.ndim != 2 or values_bn.shape[1] != grid.places:
+        raise ValueError(f"{name}: expected (b, {grid.places}) for grid {grid}, got {tuple(values_bn.shape)}")
+    return values_bn
+
+
+@lru_cache(maxsize=16)
+def _halton_places(height: int, width: int) -> np.ndarray:
+    """Places in order of their first Halton point; whole-number arithmetic, so no cell is missed by rounding."""
+    points = 4 * height * width
+    while True:
+        index = np.arange(1, points + 1)
+        cells = _halton_cells(index, 2, height) * width + _halton_cells(index, 3, width)
+        places, first = np.unique(cells, return_index=True)
+        if len(places) == height * width:
+            return places[np.argsort(first)]
+        points *= 2
+
+
+def _halton_cells(index: np.ndarray, base: int, size: int) -> np.ndarray:
+    """floor(size * x), where x is the index with its digits mirrored behind the point."""
+    mirrored, scale = np.zeros_like(index), 1
+    rest = index.copy()
+    while rest.any():
+        rest, digit = np.divmod(rest, base)
+        mirrored, scale = mirrored * base + digit, scale * base
+    return mirrored * size // scale

@@ -1,0 +1,1 @@
+"""The embedded models: one folder per pair, each loadable by `HybridPipeline.from_pretrained`."""
