@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hybrid.checkpoint import fit, read_weights, unwrap
+from hybrid.checkpoint import fit, read_weights, source_name, unwrap
+from hybrid.config import parse
 from hybrid.types import Grid, require_no_mask
 
 
@@ -60,6 +61,7 @@ class FSQTokenizer(nn.Module):
     """
 
     codebook_kd: Tensor
+    config: dict[str, Any]
 
     def __init__(self, *, factor: int, width: int, blocks: int, levels: tuple[int, ...], channels: int) -> None:
         super().__init__()
@@ -146,9 +148,11 @@ def load(
     if isinstance(fields, str):
         raise ValueError(f"fsq has no named configuration {fields!r}; pass its fields as a mapping")
     state = unwrap(state, expect="codebook_kd")
+    settings = parse(FSQConfig, fields, "fsq config")
     with torch.device("meta"):
-        model = build(FSQConfig(**fields))
-    fit(model, state, source=str(weights) if not isinstance(weights, Mapping) else "state dict", dtype=dtype, device=device)
+        model = build(settings)
+    fit(model, state, source=source_name(weights), dtype=dtype, device=device)
+    model.config = settings.model_dump()
     return model.eval()
 
 
@@ -156,5 +160,5 @@ def create(config: str | Mapping[str, Any]) -> tuple[FSQTokenizer, dict[str, Any
     """A fresh tokenizer for training, and its configuration in full."""
     if isinstance(config, str):
         raise ValueError(f"fsq has no named configuration {config!r}; pass its fields as a mapping")
-    fields = FSQConfig(**config)
+    fields = parse(FSQConfig, config, "fsq config")
     return build(fields), fields.model_dump()

@@ -124,6 +124,8 @@ class LlamaGen(nn.Module):
         text_encoder: embeds captions that are passed as strings; only embeddings are taken without one.
     """
 
+    config: dict[str, Any]
+
     def __init__(
         self,
         *,
@@ -372,4 +374,5 @@ def load(
     with torch.device("meta"):
         model = build(fields)
     fit(model, state, source=source, dtype=dtype, device=device)
+    model.config = fields.model_dump()
     return model.eval()

@@ -57,6 +57,8 @@ class MaskGIL(nn.Module):
         text_encoder: embeds captions that are passed as strings; only embeddings are taken without one.
     """
 
+    config: dict[str, Any]
+
     def __init__(
         self,
         *,
@@ -223,4 +225,5 @@ def load(
     with torch.device("meta"):
         model = build(fields)
     fit(model, state, source=source, dtype=dtype, device=device)
+    model.config = fields.model_dump()
     return model.eval()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,8 @@ class VQTokenizer(nn.Module):
     Attributes:
         factor: pixels per token along a side.
     """
+
+    config: dict[str, Any]
 
     def __init__(
         self,

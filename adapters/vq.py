@@ -104,6 +104,7 @@ def load_llamagen_vq(
             layout=LLAMAGEN,
         )
     fit(model, state, source=source, dtype=dtype, device=device)
+    model.config = {field: known[field] for field in shapes}
     return model.eval()
 
 
@@ -188,6 +189,7 @@ def _load_taming(
     # taming's own training files keep the discriminator and the perceptual loss beside the model.
     state = {key: tensor for key, tensor in state.items() if not key.startswith("loss.")}
     fit(model, state, source=source, dtype=dtype, device=device)
+    model.config = dict(fields)
     return model.eval()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,11 +92,16 @@ def align(ar: ImageTokenizer, masked: ImageTokenizer, *, lossy: bool = False) ->
     if ar is masked:
         return Alignment("identity", None)
     here, there = fingerprint(ar), fingerprint(masked)
-    if here.decoder != there.decoder:
+    if here.decoder is None or there.decoder is None:
         raise ValueError(
-            f"the tokenizers have different decoders (sha256 {_short(here.decoder)} and {_short(there.decoder)}), so "
-            f"their codes mean different things{' although the codebooks are equal' if here.codebook == there.codebook else ''}; "
-            "use models of one tokenizer, or transcode whole rows through pixels"
+            "a tokenizer that is no torch module has no decoder to compare; pass one object for both models, "
+            "or transcode whole rows through pixels"
+        )
+    if here.decoder != there.decoder:
+        although = " although the codebooks are equal" if here.codebook == there.codebook else ""
+        raise ValueError(
+            f"the tokenizers have different decoders (sha256 {here.decoder[:8]} and {there.decoder[:8]}), so their "
+            f"codes mean different things{although}; use models of one tokenizer, or transcode whole rows through pixels"
         )
     if here.codebook == there.codebook:
         return Alignment("identity", None)
@@ -112,17 +116,13 @@ def align(ar: ImageTokenizer, masked: ImageTokenizer, *, lossy: bool = False) ->
         shift = table_k - torch.arange(len(table_k))
         kind = "offset" if bool((shift == shift[0]).all()) else "permutation"
         return Alignment(kind, table_k)
-    mean = float(distance_k.mean())
-    message = f"nearest codes, mean distance {mean:.4g} where code vectors have mean length {float(source.norm(dim=1).mean()):.4g}"
+    mean, length = float(distance_k.mean()), float(source.norm(dim=1).mean())
+    message = f"nearest codes, mean distance {mean:.4g} where code vectors have mean length {length:.4g}"
     if not lossy:
         raise ValueError(
             f"the codebooks differ ({message}); pass lossy=True to accept nearest codes, or transcode through pixels"
         )
     return Alignment("nearest", table_k, message)
-
-
-def _short(value: Any) -> str:
-    return str(value)[:8]
 
 
 def nearest(source_kd: Tensor, target_kd: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:

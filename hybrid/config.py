@@ -111,8 +111,58 @@ class TrainConfig(Strict):
     text_tokens: int = 16
     views: int | None = None
     balance: bool = False
+    sets: list[str] | None = None
     model: ModelConfig
     condition_dropout: float = Field(default=0.1, ge=0, le=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    loss_on: Literal["masked", "all"] = "masked"
     prefix_share: float = Field(default=0.5, ge=0, le=1)
     loop: LoopConfig
+
+
+class ComponentConfig(Strict):
+    """One component of a pairing: its adapter, its weights (relative to the file) and the adapter's configuration."""
+
+    kind: str
+    weights: str | None = None
+    config: dict[str, Any] | str | None = None
+
+
+class PhaseConfig(Strict):
+    """How one phase draws its tokens."""
+
+    guidance_scale: float = 1.0
+    guidance_kind: Literal["constant", "linear", "interval"] = "constant"
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+class DefaultsConfig(Strict):
+    """What a request uses where it says nothing."""
+
+    method: Literal["hybrid", "ar", "masked"] = "hybrid"
+    ar_fraction: float = 0.25
+    steps: int = 8
+    schedule: str = "arccos"
+    resume: Literal["remaining", "continue"] = "remaining"
+    order: str = "confidence"
+    noise: float = 4.5
+    ar: PhaseConfig = PhaseConfig()
+    masked: PhaseConfig = PhaseConfig()
+
+
+class PairConfig(Strict):
+    """A runnable pairing (``configs/*.yaml`` and ``model_index.json``)."""
+
+    ar: ComponentConfig | None = None
+    masked: ComponentConfig | None = None
+    tokenizer: ComponentConfig
+    ar_tokenizer: ComponentConfig | None = None
+    text: ComponentConfig | None = None
+    classes: list[str] | None = None
+    grid: tuple[int, int] | None = None
+    lossy: bool = False
+    defaults: DefaultsConfig = DefaultsConfig()

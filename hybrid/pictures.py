@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -24,3 +26,39 @@ def sheet(images_chw: Sequence[Tensor], *, columns: int, gap: int = 2) -> Image.
     for place, picture in enumerate(pictures):
         page.paste(picture, ((place % columns) * (width + gap), (place // columns) * (height + gap)))
     return page
+
+
+def from_pil(picture: Image.Image | str | Path | Tensor) -> Tensor:
+    """A picture (PIL, file or RGB tensor in [-1, 1]) as (3, h, w) in [-1, 1]; transparency becomes white.
+
+    Raises:
+        ValueError: a file that is missing or no picture.
+    """
+    if isinstance(picture, Tensor):
+        return picture.reshape(picture.shape[-3:])
+    opened = _open(picture)
+    if opened.mode in ("RGBA", "LA", "P"):
+        opened = opened.convert("RGBA")
+        opened = Image.alpha_composite(Image.new("RGBA", opened.size, "white"), opened)
+    pixels = torch.from_numpy(np.array(opened.convert("RGB")))
+    return pixels.permute(2, 0, 1).float() / 127.5 - 1
+
+
+def mask_from_pil(picture: Image.Image | str | Path | Tensor) -> Tensor:
+    """A mask (PIL, file, or tensor) as bool (h, w): True where it is lighter than mid-grey."""
+    if isinstance(picture, Tensor):
+        return picture.reshape(picture.shape[-2:]).bool()
+    return torch.from_numpy(np.array(_open(picture).convert("L"))) > 127
+
+
+def _open(picture: Image.Image | str | Path) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture
+    try:
+        with Image.open(picture) as opened:
+            opened.load()
+            return opened.copy()
+    except FileNotFoundError:
+        raise ValueError(f"{picture}: no such file") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{picture}: not a readable picture ({error})") from None

@@ -72,6 +72,9 @@ class Fill:
         order: which places come first (``hybrid.orders``).
         noise: Gumbel noise of the confidence order at the first pass; it fades linearly.
         sampling: how tokens are drawn.
+
+    Raises:
+        ValueError: an unknown name, fewer than 1 step, a negative noise.
     """
 
     steps: int = 8
@@ -80,6 +83,12 @@ class Fill:
     order: str = "confidence"
     noise: float = 4.5
     sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        # Asked here of the functions that know, so that a wrong name fails before the AR model has run.
+        nothing = torch.zeros(1, 1)
+        counts(self.schedule, self.steps, max(self.steps, 1), resume=self.resume)
+        priority(self.order, grid=Grid(1, 1), confidence_bn=nothing, uniforms_bn=nothing, noise=self.noise)
 
 
 @dataclass(frozen=True)
@@ -141,11 +150,12 @@ def ar_prefix(
     logits, state = model.prefill(condition.cat(null) if guided else condition, length)
     rows = -(-length // grid.width)
     for place in range(length):
-        if guided:
-            logits = guide(logits[:batch], logits[batch:], scales[place])
-        tokens_bn[:, place], _ = sampling.tokens(logits, uniforms_bn[:, place])
+        asked = logits[:batch]
+        if scales[place] != 1:
+            asked = guide(asked, logits[batch:], scales[place])
+        tokens_bn[:, place], _ = sampling.tokens(asked, uniforms_bn[:, place])
         if (place + 1) % grid.width == 0 or place + 1 == length:
-            _report(callback, Step("prefix", place // grid.width + 1, rows, tokens_bn, grid))
+            _report(callback, Step("prefix", place // grid.width + 1, rows, tokens_bn.clone(), grid))
         if place + 1 < length:
             fed = tokens_bn[:, place].repeat(2) if guided else tokens_bn[:, place]
             places_b = torch.full((len(fed),), place, device=device)
@@ -179,41 +189,39 @@ def masked_fill(
     """
     grid, batch, places = condition.grid, len(condition), tokens_bn.shape[1]
     tokens_bn, origin_bn = tokens_bn.clone(), torch.zeros_like(tokens_bn)
-    unknown_b = (tokens_bn == MASK).sum(1)
-    if not bool(unknown_b.any()):
+    unknown_b = (tokens_bn == MASK).sum(1).tolist()
+    if not any(unknown_b):
         return tokens_bn, origin_bn, 0
-    plans = {n: counts(fill.schedule, fill.steps, places, places - n, fill.resume) for n in set(unknown_b.tolist())}
-    counts_bt = torch.tensor([plans[n] or [0] * fill.steps for n in unknown_b.tolist()], device=tokens_bn.device)
-    even = len(plans) == 1
+    plan_bt = [
+        counts(fill.schedule, fill.steps, places, places - unknown, fill.resume) or [0] * fill.steps
+        for unknown in unknown_b
+    ]
+    counts_bt = torch.tensor(plan_bt, device=tokens_bn.device)
     for index in range(fill.steps):
         progress = progress_of(index, fill.steps)
         masked_bn = tokens_bn == MASK
-        places_bm = masked_bn.nonzero()[:, 1].view(batch, -1) if even else None
+        # Only unknown places need logits; an image with fewer than its neighbours adds known ones, which stay.
+        unknown = max(sum(plan[index:]) for plan in plan_bt)
+        places_bm = masked_bn.long().argsort(dim=1, descending=True, stable=True)[:, :unknown]
+        # A single pass is the last one: it gets the whole scale of a ramp.
         scale = fill.sampling.guidance.at(progress if fill.steps > 1 else 1.0)
         if scale == 1:
-            logits = model.logits(tokens_bn, condition, places_bm)
+            logits_bmk = model.logits(tokens_bn, condition, places_bm)
         else:
-            twice = None if places_bm is None else places_bm.repeat(2, 1)
-            logits = model.logits(tokens_bn.repeat(2, 1), condition.cat(null), twice)
-            logits = guide(logits[:batch], logits[batch:], scale)
-        token_noise = uniforms_bt2n[:, index, 0]
-        if places_bm is not None:
-            drawn_bm, log_p_bm = fill.sampling.tokens(logits, token_noise.gather(1, places_bm))
-            drawn_bn = tokens_bn.scatter(1, places_bm, drawn_bm)
-            log_p_bn = torch.zeros_like(token_noise).scatter(1, places_bm, log_p_bm)
-        else:
-            drawn_bn, log_p_bn = fill.sampling.tokens(logits, token_noise)
-        # The random order keeps one ranking for all passes: the first pass's uniforms.
-        order_noise = uniforms_bt2n[:, 0 if fill.order == "random" else index, 1]
-        ranks = priority(
+            both = model.logits(tokens_bn.repeat(2, 1), condition.cat(null), places_bm.repeat(2, 1))
+            logits_bmk = guide(both[:batch], both[batch:], scale)
+        drawn_bm, log_p_bm = fill.sampling.tokens(logits_bmk, uniforms_bt2n[:, index, 0].gather(1, places_bm))
+        drawn_bn = tokens_bn.scatter(1, places_bm, drawn_bm)
+        priority_bn = priority(
             fill.order,
             grid=grid,
-            confidence_bn=log_p_bn,
-            uniforms_bn=order_noise,
+            confidence_bn=torch.zeros(batch, places, device=log_p_bm.device).scatter(1, places_bm, log_p_bm),
+            # The random order keeps one ranking for all passes: the first pass's uniforms.
+            uniforms_bn=uniforms_bt2n[:, 0 if fill.order == "random" else index, 1],
             noise=fill.noise,
             progress=progress,
         )
-        chosen_bn = reveal(ranks, masked_bn, counts_bt[:, index])
+        chosen_bn = reveal(priority_bn, masked_bn, counts_bt[:, index])
         tokens_bn = torch.where(chosen_bn, drawn_bn, tokens_bn)
         origin_bn = torch.where(chosen_bn, index + 1, origin_bn)
         _report(callback, Step("fill", index + 1, fill.steps, tokens_bn, grid))
@@ -267,7 +275,7 @@ class HybridSampler:
         if ar is None and masked is None:
             raise ValueError("a sampler needs an AR model, a masked model or both")
         self.ar, self.masked, self.tokenizer = ar, masked, tokenizer
-        self.ar_tokenizer = ar_tokenizer or tokenizer
+        self.ar_tokenizer = tokenizer if ar_tokenizer is None else ar_tokenizer
         for name, model, codes in (("AR", ar, self.ar_tokenizer), ("masked", masked, tokenizer)):
             size = len(codes.codebook_kd)
             if model is not None and model.codebook_size != size:
@@ -315,56 +323,47 @@ class HybridSampler:
             Cancelled: the callback returned False.
         """
         prefix, fill = prefix or Sampling(), fill or Fill()
-        batch = len(seeds)
         generators = [
             seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds
         ]
-        model: Any = self.masked if self.masked is not None else self.ar
-        clock = _Clock(_device_of(model, self.tokenizer))
-        passes = dict.fromkeys(PHASES, 0)
-        device = clock.device
+        # The masked model's own grid counts, in the baselines too; where one is given, pure AR asks it for nothing.
+        pure_ar = self.masked is None or (ar_fraction == 1 and grid is not None)
+        lead: Any = self.ar if pure_ar and self.ar is not None else self.masked
+        device = _device_of(lead, self.tokenizer)
+        clock, passes = _Clock(device), dict.fromkeys(PHASES, 0)
+        lossy = None
 
         with clock.phase("condition"):
-            asked = model.condition(prompts, grid)
-            shape = asked.grid
-            if len(asked) != batch:
-                raise ValueError(f"{len(asked)} prompts but {batch} seeds")
+            asked, null = _condition(lead, prompts, negative, grid, len(generators))
+            shape, batch = asked.grid, len(asked)
             length = self._prefix_length(ar_fraction, ar_tokens, shape, inpainting=tokens is not None)
             only_ar = length == shape.places
+            if length and not only_ar:
+                counts(fill.schedule, fill.steps, shape.places, length, fill.resume)  # raises before the prefix runs
             noise_bn = uniforms(generators, (shape.places,)).to(device)
-            steps = 0 if only_ar else fill.steps
-            noise_bt2n = uniforms(generators, (steps, 2, shape.places)).to(device)
-            known_bn = _given(tokens, keep, batch, shape, len(self.tokenizer.codebook_kd), device)
+            noise_bt2n = uniforms(generators, (0 if only_ar else fill.steps, 2, shape.places)).to(device)
+            codes_bn = _given(tokens, keep, batch, shape, len(self.tokenizer.codebook_kd), device)
+            given_bn = codes_bn != MASK
+            ar_asked, ar_null = asked, null
+            if length and lead is not self.ar:
+                ar_asked, ar_null = _condition(self.ar, prompts, negative, shape, batch)
 
-        codes_bn = torch.full((batch, shape.places), MASK, dtype=torch.long, device=device)
-        lossy = None
         if length:
             assert self.ar is not None
-            with clock.phase("condition"):
-                ar_asked = self.ar.condition(prompts, shape)
-                ar_null = ar_asked.null() if negative is None else self.ar.condition(negative, shape)
             with clock.phase("prefix"):
-                codes_bn, passes["prefix"] = ar_prefix(
-                    self.ar, ar_asked, ar_null, length, noise_bn, prefix, callback
-                )
-            if not only_ar and self.alignment is not None:
-                with clock.phase("align"):
-                    codes_bn = self.alignment.translate(codes_bn)
-                    lossy = self.alignment.lossy
-        origin_bn = torch.where(codes_bn == MASK, 0, torch.full_like(codes_bn, FROM_AR))
-        if known_bn is not None:
-            codes_bn = known_bn
+                codes_bn, passes["prefix"] = ar_prefix(self.ar, ar_asked, ar_null, length, noise_bn, prefix, callback)
+        origin_bn = torch.full_like(codes_bn, FROM_AR)
         if not only_ar:
             assert self.masked is not None
-            with clock.phase("condition"):
-                null = asked.null() if negative is None else self.masked.condition(negative, shape)
+            if length and self.alignment is not None:
+                with clock.phase("align"):
+                    codes_bn, lossy = self.alignment.translate(codes_bn), self.alignment.lossy
             with clock.phase("fill"):
-                given_bn = codes_bn != MASK
-                codes_bn, origin_bn, passes["fill"] = masked_fill(
+                codes_bn, pass_bn, passes["fill"] = masked_fill(
                     self.masked, asked, null, codes_bn, noise_bt2n, fill, callback
                 )
-            if known_bn is not None:
-                origin_bn = torch.where(given_bn, FROM_INPUT, origin_bn)
+            origin_bn = torch.where(pass_bn > 0, pass_bn, origin_bn)
+        origin_bn = torch.where(given_bn, FROM_INPUT, origin_bn)
         require_no_mask(codes_bn)
         images = None
         if decode:
@@ -385,6 +384,10 @@ class HybridSampler:
         """Tokens of the AR prefix, checked against the models at hand."""
         if fraction is not None and tokens is not None:
             raise ValueError("give ar_fraction or ar_tokens, not both")
+        if inpainting and self.masked is None:
+            raise ValueError("in-painting runs in the masked phase, and there is no masked model")
+        if inpainting and (fraction or tokens):
+            raise ValueError("in-painting runs in the masked phase: use ar_fraction 0")
         if fraction is None and tokens is None:
             default = 0.25 if self.ar is not None else 0.0
             fraction = 1.0 if self.masked is None else 0.0 if inpainting else default
@@ -399,8 +402,6 @@ class HybridSampler:
             raise ValueError("there is no AR model: use ar_fraction 0")
         if tokens < grid.places and self.masked is None:
             raise ValueError("there is no masked model: use ar_fraction 1")
-        if tokens and inpainting:
-            raise ValueError("in-painting runs in the masked phase: use ar_fraction 0")
         return tokens
 
 
@@ -410,22 +411,33 @@ def _device_of(model: Any, tokenizer: ImageTokenizer) -> torch.device:
     return device if isinstance(device, torch.device) else tokenizer.codebook_kd.device
 
 
+def _condition(
+    model: Any, prompts: Prompts, negative: Prompts | None, grid: Grid | None, batch: int
+) -> tuple[Any, Any]:
+    """What a model is asked for, and what guidance moves away from."""
+    asked = model.condition(prompts, grid)
+    if len(asked) != batch:
+        raise ValueError(f"{len(asked)} prompts but {batch} seeds")
+    null = asked.null() if negative is None else model.condition(negative, asked.grid)
+    if len(null) != batch:
+        raise ValueError(f"{len(null)} negative prompts but {batch} prompts; give one for each")
+    return asked, null
+
+
 def _given(
     tokens: Tensor | None, keep: Tensor | None, batch: int, grid: Grid, codes: int, device: torch.device
-) -> Tensor | None:
-    """Given tokens with MASK where they are to be drawn anew, or None."""
+) -> Tensor:
+    """Tokens_bn that stay, MASK where one is to be drawn."""
     if (tokens is None) != (keep is None):
         raise ValueError("in-painting takes tokens and keep together")
     if tokens is None or keep is None:
-        return None
+        return torch.full((batch, grid.places), MASK, dtype=torch.long, device=device)
     for name, value in (("tokens", tokens), ("keep", keep)):
         if value.shape not in ((grid.places,), (batch, grid.places)):
-            raise ValueError(
-                f"{name}: expected ({grid.places},) or ({batch}, {grid.places}), got {tuple(value.shape)}"
-            )
-    known = torch.where(keep.to(device).bool(), tokens.to(device), MASK).expand(batch, grid.places)
-    if bool(((known < 0) & (known != MASK)).any()) or bool((known >= codes).any()):
-        raise ValueError(f"tokens: codes must be 0..{codes - 1}")
-    if bool((keep.to(device).bool() & (tokens.to(device) == MASK)).any()):
+            raise ValueError(f"{name}: expected ({grid.places},) or ({batch}, {grid.places}), got {tuple(value.shape)}")
+    tokens, keep = tokens.to(device, torch.long), keep.to(device).bool()
+    if bool((keep & (tokens == MASK)).any()):
         raise ValueError("keep marks places whose token is not known")
-    return known
+    if bool((keep & ((tokens < 0) | (tokens >= codes))).any()):
+        raise ValueError(f"tokens: codes must be 0..{codes - 1}")
+    return torch.where(keep, tokens, MASK).expand(batch, grid.places)

@@ -37,14 +37,32 @@ def held_split(folder: DataFolder) -> str:
     return "heldout" if any(item["split"] == "heldout" for item in folder.items) else "test"
 
 
+def pick(folder: DataFolder, split: str, sets: Sequence[str] | None) -> NDArray[np.int64]:
+    """Places of a split's pictures, only those of the named sets where ``sets`` is given.
+
+    Raises:
+        ValueError: no picture is left, or a name is not among the folder's sets.
+    """
+    found = folder.indices(split)
+    if sets is None:
+        return found
+    known = sorted({str(item["set"]) for item in folder.items if "set" in item})
+    unknown = [name for name in sets if name not in known]
+    chosen = np.asarray([place for place in found if folder.items[place].get("set") in sets], dtype=np.int64)
+    if unknown or not len(chosen):
+        wrong = f"no set is called {unknown[0]!r}" if unknown else f"no {split} picture is of {list(sets)}"
+        raise ValueError(f"sets: {wrong}; {folder.path} has {', '.join(known) or 'no sets'}")
+    return chosen
+
+
 class TokenizerTask:
     """Reconstruction of pictures through the quantiser, gradients passed straight through it."""
 
-    def __init__(self, model: nn.Module, folder: DataFolder, *, seed: int, metadata: dict[str, Any]) -> None:
+    def __init__(self, model: nn.Module, folder: DataFolder, *, seed: int, metadata: dict[str, Any], sets: Sequence[str] | None = None) -> None:
         self.model, self.folder, self.seed, self.metadata = model, folder, seed, metadata
-        self.train = folder.indices("train")
+        self.train = pick(folder, "train", sets)
         self.order = DataOrder(len(self.train), seed)
-        held = folder.indices(held_split(folder))
+        held = pick(folder, held_split(folder), sets)
         self.held = to_images(folder.images[held[:: max(1, len(held) // EVAL_PICTURES)][:EVAL_PICTURES], 0])
 
     def batch(self, samples: range, device: torch.device) -> Mapping[str, Any]:
@@ -101,13 +119,14 @@ class CodesTask:
         metadata: dict[str, Any],
         condition_dropout: float = 0.1,
         balance: bool = False,
+        sets: Sequence[str] | None = None,
     ) -> None:
         self.model, self.folder, self.codes, self.captions = model, folder, codes, captions
         self.seed, self.metadata, self.condition_dropout = seed, metadata, condition_dropout
-        self.train = folder.indices("train")
+        self.train = pick(folder, "train", sets)
         weights = group_weights([folder.items[index] for index in self.train]) if balance else None
         self.order = DataOrder(len(self.train), seed, weights)
-        held = folder.indices(held_split(folder))
+        held = pick(folder, held_split(folder), sets)
         self.held = held[:: max(1, len(held) // EVAL_PICTURES)][:EVAL_PICTURES]
         if captions is not None:
             number = {caption: place for place, caption in enumerate(captions.captions)}

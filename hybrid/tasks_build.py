@@ -56,7 +56,7 @@ def build_task(config: TrainConfig, *, data: Path | None, tokenizer: Path | None
     model, fields = build_model(config.model.kind, config.model.config)
     metadata = {"kind": config.model.kind, "config": fields}
     if config.task == "tokenizer":
-        return TokenizerTask(model, folder, seed=config.loop.seed, metadata=metadata)
+        return TokenizerTask(model, folder, seed=config.loop.seed, metadata=metadata, sets=config.sets)
     weights = tokenizer or config.tokenizer
     if weights is None:
         raise ValueError(f"{source}: tokenizer: name the tokenizer's weights here or with --tokenizer")
@@ -72,6 +72,7 @@ def build_task(config: TrainConfig, *, data: Path | None, tokenizer: Path | None
         "metadata": metadata,
         "condition_dropout": config.condition_dropout,
         "balance": config.balance,
+        "sets": config.sets,
     }
     if config.task == "ar":
         return ARTask(model, folder, codes, captions, **common)
@@ -82,5 +83,6 @@ def build_task(config: TrainConfig, *, data: Path | None, tokenizer: Path | None
         captions,
         prefix_share=config.prefix_share,
         label_smoothing=config.label_smoothing,
+        loss_on=config.loss_on,
         **common,
     )

@@ -1,0 +1,91 @@
+"""Learning rate, optimisers and the moving average of parameters.
+
+This file knows modules and step numbers. It does not know tasks, files or processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from hybrid.config import LoopConfig
+
+
+def learning_rate(step: int, *, peak: float, warmup: int, steps: int, schedule: str) -> float:
+    """Linear warm-up to ``peak``, then constant, or a half cosine down to 0 at the last step."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule == "constant":
+        return peak
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest.
+
+    Weight decay applies to matrices only. Muon: Jordan et al. 2024, scaled to AdamW's step size (arXiv 2502.16982).
+
+    Raises:
+        ValueError: Muon with an old torch, or with fp16, whose loss scaler serves one optimizer only.
+    """
+    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    hidden = [value for name, value in named if value.ndim == 2 and ".layers." in f".{name}"]
+    if config.optimizer == "adamw":
+        hidden = []
+    taken = {id(value) for value in hidden}
+    matrices = [value for _, value in named if value.ndim >= 2 and id(value) not in taken]
+    vectors = [value for _, value in named if value.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)]
+    if hidden:
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(f"optimizer: muon needs torch 2.9 or newer, this is {torch.__version__}; use adamw")
+        if config.precision == "fp16":
+            raise ValueError("optimizer: muon does not go with precision: fp16; use bf16, or adamw")
+        found.append(
+            torch.optim.Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return found
+
+
+class Average:
+    """Exponential moving average of the parameters, with a short memory at first: min(decay, (1 + t) / (10 + t))."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.parameters = {name: value.detach().clone().float() for name, value in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the model's present parameters."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        current = [value.detach().float() for _, value in model.named_parameters()]
+        torch._foreach_lerp_(list(self.parameters.values()), current, 1 - decay)
+
+
+@contextmanager
+def averaged(model: nn.Module, average: Average | None) -> Iterator[nn.Module]:
+    """Within the block the model is in eval mode and holds the averaged parameters, if there is an average."""
+    training = model.training
+    kept = {name: value.detach().clone() for name, value in model.named_parameters()} if average is not None else {}
+    model.eval()
+    try:
+        _assign(model, average.parameters if average is not None else {})
+        yield model
+    finally:
+        _assign(model, kept)
+        model.train(training)
+
+
+@torch.no_grad()
+def _assign(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        if name in values:
+            parameter.copy_(values[name])

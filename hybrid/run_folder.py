@@ -1,0 +1,161 @@
+"""What a training run leaves on disk: ``step-N/`` checkpoints, ``log.jsonl`` and ``loss.png``.
+
+A checkpoint is written under another name and renamed when complete, so whatever interrupts it, the last good one
+stays. This file knows files; it does not know tasks or processes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from hybrid.checkpoint import read_weights, save_weights
+from hybrid.optimization import Average
+
+STEP = re.compile(r"step-(\d+)")
+PARTIAL = "partial"
+
+
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Complete checkpoints of a run, oldest first."""
+    found = ((STEP.fullmatch(path.name), path) for path in folder.glob("step-*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
+    """The newest complete checkpoint of a run, or None."""
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    average: Average | None,
+    optimizer_list: list[torch.optim.Optimizer],
+    metadata: Mapping[str, Any],
+) -> Path:
+    """Write ``folder/step-N`` and remove older ones; nothing to do where it exists already.
+
+    Raises:
+        OSError: one line when the disk is full or the folder cannot be written; earlier checkpoints are untouched.
+    """
+    final, partial = folder / f"step-{step:07d}", folder / PARTIAL
+    if final.exists():
+        return final
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_weights(partial / "model.safetensors", model.state_dict(), metadata=metadata)
+        if average is not None:
+            state = {**model.state_dict(), **average.parameters}
+            save_weights(partial / "ema.safetensors", state, metadata={**metadata, "updates": average.updates})
+        with (partial / "optimizers.pt").open("wb") as file:
+            torch.save([optimizer.state_dict() for optimizer in optimizer_list], file)
+        os.replace(partial, final)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = latest_checkpoint(folder)
+        good = f"the last good one is {kept[1].name}" if kept else "there is no earlier one"
+        raise OSError(f"{final}: the checkpoint could not be written ({_reason(error)}); {good}") from error
+    for _, other in checkpoints(folder):
+        if other != final:
+            shutil.rmtree(other)
+    return final
+
+
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    average: Average | None,
+    optimizer_list: list[torch.optim.Optimizer],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Restore what ``save_checkpoint`` wrote.
+
+    Raises:
+        ValueError: it belongs to another model or other loop settings than those asked for.
+    """
+    remedy = "put it back, or give another --out"
+    state, saved = read_weights(path / "model.safetensors")
+    for key, value in json.loads(json.dumps(metadata.get("config", {}))).items():
+        before = saved.get("config", {}).get(key, value)
+        if before != value:
+            raise ValueError(f"{path}: trained with model.config.{key} {before}, asked for {value}; {remedy}")
+    kept = torch.load(path / "optimizers.pt", weights_only=True, map_location="cpu")
+    if len(kept) != len(optimizer_list):
+        raise ValueError(f"{path}: trained with another optimizer than the configuration's; {remedy}")
+    model.load_state_dict(state)
+    if average is not None:
+        if not (path / "ema.safetensors").exists():
+            raise ValueError(f"{path}: trained with ema 0, asked for {average.decay}; {remedy}")
+        smooth, saved = read_weights(path / "ema.safetensors")
+        average.updates = int(saved["updates"])
+        for name, value in average.parameters.items():
+            value.copy_(smooth[name])
+    for optimizer, entry in zip(optimizer_list, kept, strict=True):
+        optimizer.load_state_dict(entry)
+
+
+class Log:
+    """``log.jsonl``, one line a logged step. Lines after the step that the run goes on from are dropped first."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if _step(line) <= start]
+        if kept != lines:
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(kept), encoding="utf-8")
+            os.replace(partial, path)
+        path.touch()
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Append a line.
+
+        Raises:
+            OSError: naming the file.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **figures}) + "\n")
+        except OSError as error:
+            raise OSError(f"{self.path}: cannot be written ({_reason(error)})") from error
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of a log."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _step(line: str) -> float:
+    """A log line's step; infinite where the line was cut off."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _reason(error: BaseException) -> str:
+    """One phrase; torch and safetensors wrap the system's error in their own."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.errno):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno)
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    number = re.search(r"os error (\d+)", text)
+    if number:
+        return os.strerror(int(number[1]))
+    return os.strerror(errno.ENOSPC) + "?" if "inline_container" in text else text[:160]
