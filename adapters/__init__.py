@@ -18,6 +18,8 @@ import torch
 ADAPTERS = {
     "llamagen": "hybrid.adapters.llamagen:load",
     "maskgil": "hybrid.adapters.maskgil:load",
+    "halton": "hybrid.adapters.halton:load",
+    "lumina": "hybrid.adapters.lumina:load",
     "llamagen-vq": "hybrid.adapters.vq:load_llamagen_vq",
     "chameleon-vq": "hybrid.adapters.vq:load_chameleon_vq",
     "movqgan": "hybrid.adapters.vq:load_movqgan",
@@ -47,12 +49,15 @@ def load(
     Raises:
         ValueError: unknown kind, or weights that do not fit the configuration (the message names key and shapes).
     """
-    target = ADAPTERS.get(kind)
-    if target is None:
-        target = {point.name: point.value for point in entry_points(group="hybrid.adapters")}.get(kind)
-    if target is None:
-        near = get_close_matches(kind, ADAPTERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown kind {kind!r}{hint} Known: {', '.join(sorted(ADAPTERS))}")
-    module, function = target.split(":")
-    return getattr(import_module(module), function)(weights, config, device=torch.device(device), dtype=dtype)
+    if kind in ADAPTERS:
+        module, name = ADAPTERS[kind].split(":")
+        function = getattr(import_module(module), name)
+    else:
+        points = {point.name: point for point in entry_points(group="hybrid.adapters")}
+        if kind not in points:
+            known = sorted({*ADAPTERS, *points})
+            near = get_close_matches(kind, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ValueError(f"unknown kind {kind!r}{hint} Known: {', '.join(known)}")
+        function = points[kind].load()
+    return function(weights, config, device=torch.device(device), dtype=dtype)

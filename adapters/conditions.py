@@ -6,13 +6,25 @@ This file knows how labels and captions become tensors. It does not know any net
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from operator import index
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid.types import Grid, Prompts, TextEncoder
+
+
+def shared_grid(one: Grid, other: Grid) -> Grid:
+    """The grid of two conditions that go into one batch.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if one != other:
+        raise ValueError(f"conditions of a {one} and a {other} grid cannot share a batch")
+    return one
 
 
 @dataclass(frozen=True)
@@ -33,10 +45,17 @@ class ClassCondition:
         return len(self.labels_b)
 
     def null(self) -> ClassCondition:
+        """The same number of images, all of the null class."""
         return replace(self, labels_b=torch.full_like(self.labels_b, self.null_label))
 
     def cat(self, other: ClassCondition) -> ClassCondition:
-        return replace(self, labels_b=torch.cat((self.labels_b, other.labels_b)))
+        """These images followed by the other ones.
+
+        Raises:
+            ValueError: the grids differ.
+        """
+        grid = shared_grid(self.grid, other.grid)
+        return replace(self, labels_b=torch.cat((self.labels_b, other.labels_b)), grid=grid)
 
     def drop(self, drop_b: Tensor) -> ClassCondition:
         """Null the images where ``drop_b`` is True (condition dropout in training)."""
@@ -63,19 +82,38 @@ class TextCondition:
         return len(self.embedding_bsd)
 
     def null(self) -> TextCondition:
+        """The same images without their captions, under the captions' masks (LlamaGen)."""
         return replace(self, null_b=torch.ones_like(self.null_b))
 
     def cat(self, other: TextCondition) -> TextCondition:
+        """These images followed by the other ones.
+
+        Raises:
+            ValueError: the grids differ.
+        """
         return replace(
             self,
             embedding_bsd=torch.cat((self.embedding_bsd, other.embedding_bsd)),
             mask_bs=torch.cat((self.mask_bs, other.mask_bs)),
             null_b=torch.cat((self.null_b, other.null_b)),
+            grid=shared_grid(self.grid, other.grid),
         )
 
     def drop(self, drop_b: Tensor) -> TextCondition:
         """Null the images where ``drop_b`` is True (condition dropout in training)."""
         return replace(self, null_b=self.null_b | drop_b)
+
+
+def is_embedded(prompts: Prompts) -> TypeGuard[tuple[Tensor, Tensor]]:
+    """Whether prompts are the pair (embedding_bsd, mask_bs) rather than a sequence that happens to be a tuple."""
+    pair = isinstance(prompts, tuple) and len(prompts) == 2
+    return pair and all(isinstance(part, Tensor) and part.dim() > 0 for part in prompts)
+
+
+def refuse_one_string(prompts: Prompts) -> None:
+    """Raise where one string stands in for a list of prompts: its letters would each become a caption."""
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts {prompts!r}: expected a list of prompts")
 
 
 def class_condition(prompts: Prompts, classes: int, grid: Grid, device: torch.device) -> ClassCondition:
@@ -84,13 +122,16 @@ def class_condition(prompts: Prompts, classes: int, grid: Grid, device: torch.de
     Raises:
         ValueError: a prompt that is no integer, or a label out of range.
     """
-    if isinstance(prompts, tuple):
+    refuse_one_string(prompts)
+    if is_embedded(prompts):
         raise ValueError("a class-conditional model takes class labels, not text embeddings")
     labels = []
     for prompt in prompts:
-        if isinstance(prompt, str) or (isinstance(prompt, Tensor) and prompt.numel() != 1):
-            raise ValueError(f"prompt {prompt!r}: a class-conditional model takes integer labels 0..{classes - 1}")
-        label = int(prompt)
+        try:
+            label = index(prompt)  # type: ignore[arg-type]  # what is no integer is refused just below
+        except TypeError:
+            wanted = f"a class-conditional model takes integer labels 0..{classes - 1}"
+            raise ValueError(f"prompt {prompt!r}: {wanted}") from None
         if not 0 <= label < classes:
             raise ValueError(f"class label {label} is outside 0..{classes - 1}")
         labels.append(label)
@@ -111,9 +152,10 @@ def text_condition(
         device: where the tensors go.
 
     Raises:
-        ValueError: captions without an encoder, or embeddings of another shape.
+        ValueError: prompts that are no strings, captions without an encoder, or embeddings of another shape.
     """
-    if isinstance(prompts, tuple):
+    refuse_one_string(prompts)
+    if is_embedded(prompts):
         embedding, mask = prompts
     else:
         captions: list[Any] = list(prompts)

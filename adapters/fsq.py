@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,7 +29,7 @@ class FSQConfig(BaseModel):
     factor: int = 4
     width: int = 144
     blocks: int = 4
-    levels: tuple[int, ...] = (8, 5, 5, 5)
+    levels: tuple[Annotated[int, Field(ge=2)], ...] = (8, 5, 5, 5)
     channels: int = 3
 
 
@@ -90,10 +90,16 @@ class FSQTokenizer(nn.Module):
         return prod(self.levels)
 
     def latent(self, images_bchw: Tensor) -> Tensor:
-        """The bounded latent (b, levels, h, w) before quantisation, each coordinate in (-1, 1)."""
-        height, width = images_bchw.shape[-2:]
+        """The bounded latent (b, levels, h, w) of RGB images before quantisation, each coordinate in [-1, 1].
+
+        Raises:
+            ValueError: not RGB, or sides that are not multiples of ``factor``.
+        """
+        _, channels, height, width = images_bchw.shape
+        if channels != 3:
+            raise ValueError(f"images have {channels} channels, expected 3 (RGB)")
         if height % self.factor or width % self.factor:
-            raise ValueError(f"image {height}x{width}: both sides must be multiples of {self.factor}")
+            raise ValueError(f"images are {height}x{width}: height and width must be multiples of {self.factor}")
         if self.channels == 1:
             images_bchw = images_bchw.mean(1, keepdim=True)
         return torch.tanh(self.encoder(images_bchw))
@@ -103,24 +109,36 @@ class FSQTokenizer(nn.Module):
         steps = (torch.tensor(self.levels, device=latent.device, dtype=latent.dtype) - 1)[:, None, None] / 2
         return torch.round((latent + 1) * steps) / steps - 1
 
+    @torch.no_grad()
     def encode(self, images_bchw: Tensor) -> Tensor:
-        """RGB images in [-1, 1] to tokens_bn, each the nearest code of its place."""
+        """RGB images in [-1, 1] to tokens_bn in raster order, each the nearest code of its place.
+
+        Raises:
+            ValueError: as ``latent``.
+        """
         steps = torch.tensor(self.levels, device=images_bchw.device) - 1
-        levels = torch.round((self.latent(images_bchw).float() + 1) * steps[:, None, None] / 2).long()
+        latent = self.latent(images_bchw.to(next(self.parameters()).dtype)).float()
+        levels = torch.round((latent + 1) * steps[:, None, None] / 2).long()
         index = torch.zeros_like(levels[:, 0])
         for axis, level in enumerate(self.levels):
             index = index * level + levels[:, axis]
         return index.flatten(1)
 
+    @torch.no_grad()
     def decode(self, tokens_bn: Tensor, grid: Grid) -> Tensor:
-        """Tokens to RGB images in [-1, 1]."""
-        require_no_mask(tokens_bn)
-        if tokens_bn.shape[1] != grid.places:
-            raise ValueError(f"{tokens_bn.shape[1]} tokens do not fill a {grid} grid")
-        if int(tokens_bn.max()) >= self.codebook_size or int(tokens_bn.min()) < 0:
-            raise ValueError(f"token ids must be 0..{self.codebook_size - 1}")
+        """Tokens to RGB images_bchw in [-1, 1] (not clamped), ``factor`` pixels per token and side.
+
+        Raises:
+            ValueError: MASK or ids outside the codebook among the tokens, or tokens that do not fill the grid.
+        """
+        if tokens_bn.dim() != 2 or tokens_bn.shape[1] != grid.places:
+            raise ValueError(f"tokens {tuple(tokens_bn.shape)} do not fill a {grid} grid: expected (b, {grid.places})")
+        size = self.codebook_size
+        outside = require_no_mask(tokens_bn)[(tokens_bn < 0) | (tokens_bn >= size)]
+        if len(outside):
+            raise ValueError(f"token {int(outside[0])} is not in the codebook of {size} codes (0..{size - 1})")
         codes = self.codebook_kd[tokens_bn].transpose(1, 2).unflatten(2, (grid.height, grid.width))
-        return self.render(codes)
+        return self.render(codes.to(next(self.parameters()).dtype))
 
     def render(self, codes: Tensor) -> Tensor:
         """Code vectors (b, levels, h, w) to RGB images."""
@@ -140,18 +158,29 @@ def load(
     device: torch.device,
     dtype: torch.dtype | None = None,
 ) -> FSQTokenizer:
-    """See ``hybrid.adapters.load``. The configuration comes from the file's metadata where none is given."""
+    """See ``hybrid.adapters.load``. The configuration comes from the file's metadata where none is given.
+
+    The codebook stays in float32 and exact, whatever the type of the file and of the other weights.
+
+    Raises:
+        ValueError: a codebook that is not the grid of the configuration's levels.
+    """
     if weights is None:
         raise ValueError("fsq: no weights given")
     state, metadata = read_weights(weights)
     fields = config if config is not None else metadata.get("config", {})
     if isinstance(fields, str):
         raise ValueError(f"fsq has no named configuration {fields!r}; pass its fields as a mapping")
-    state = unwrap(state, expect="codebook_kd")
+    source = source_name(weights)
+    state = unwrap(state, expect="codebook_kd", source=source)
     settings = parse(FSQConfig, fields, "fsq config")
     with torch.device("meta"):
         model = build(settings)
-    fit(model, state, source=source_name(weights), dtype=dtype, device=device)
+    fit(model, state, source=source, dtype=dtype, device=device)
+    exact = fsq_codebook(settings.levels).to(device)
+    if not torch.allclose(model.codebook_kd.float(), exact, atol=1e-2):  # bfloat16 files round it by up to 0.004
+        raise ValueError(f"{source}: codebook_kd is not the grid of levels {settings.levels}")
+    model.codebook_kd = exact
     model.config = settings.model_dump()
     return model.eval()
 

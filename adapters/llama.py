@@ -77,19 +77,28 @@ class RMSNorm(nn.Module):
 
 
 class KVCache:
-    """Keys and values of every layer, allocated once.
+    """Keys and values of every layer, allocated once. No gradient flows through it.
 
     Attributes:
         keys_values: (layers, 2, b, heads, capacity, head_dim).
     """
 
     def __init__(
-        self, layers: int, batch: int, heads: int, capacity: int, head_dim: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        layers: int,
+        batch: int,
+        heads: int,
+        capacity: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.keys_values = torch.zeros((layers, 2, batch, heads, capacity, head_dim), dtype=dtype, device=device)
 
     def write(self, layer: int, key: Tensor, value: Tensor, window: Window) -> tuple[Tensor, Tensor]:
         """Store (b, heads, w, head_dim) at the window's indices; return all keys and values up to its end."""
+        key, value = key.detach(), value.detach()
         keys, values = self.keys_values[layer, 0], self.keys_values[layer, 1]
         if window.start is not None:
             keys[:, :, window.start : window.end] = key

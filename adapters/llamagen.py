@@ -66,12 +66,10 @@ class TransformerConfig(BaseModel):
         return self.ffn_hidden or ffn_width(self.dim, self.multiple_of)
 
     @property
-    def side(self) -> int:
-        """Side of the checkpoint's own square grid."""
+    def grid(self) -> Grid | None:
+        """The checkpoint's own square grid, None where ``block_size`` is no square."""
         side = isqrt(self.block_size)
-        if side * side != self.block_size:
-            raise ValueError(f"block_size {self.block_size} is no square: pass the grid")
-        return side
+        return Grid(side, side) if side * side == self.block_size else None
 
 
 Config = TypeVar("Config", bound=TransformerConfig)
@@ -165,7 +163,11 @@ class LlamaGen(nn.Module):
         return self.output.weight.device
 
     def condition(self, prompts: Prompts, grid: Grid | None = None) -> ClassCondition | TextCondition:
-        """Labels, captions or (embedding_bsd, mask_bs) as a condition; see ``conditions``."""
+        """Labels, captions or (embedding_bsd, mask_bs) as a condition; see ``conditions``.
+
+        Raises:
+            ValueError: prompts of another kind or shape than the model's, or no grid given and none of its own.
+        """
         grid = grid or self.grid
         if grid is None:
             raise ValueError("this checkpoint has no square grid of its own: pass the grid")
@@ -174,7 +176,14 @@ class LlamaGen(nn.Module):
         return text_condition(prompts, self.text_encoder, self.text_tokens, self.text_width, grid, self.device)
 
     def prefill(self, condition: Any, capacity: int) -> tuple[Tensor, LlamaGenState]:
-        """Read the condition into a cache for ``capacity`` image tokens. Returns logits_bk of place 0 and the cache."""
+        """Read the condition into a cache for ``capacity`` image tokens. Returns logits_bk of place 0 and the cache.
+
+        Raises:
+            ValueError: more capacity than the condition's grid has places.
+        """
+        if capacity > condition.grid.places:
+            grid = condition.grid
+            raise ValueError(f"a cache for {capacity} image tokens, but a {grid} grid has {grid.places} places")
         x_bnd = self.cls_embedding(condition)
         batch, offset = x_bnd.shape[:2]
         cache = KVCache(
@@ -202,7 +211,7 @@ class LlamaGen(nn.Module):
             ValueError: a row would skip a place, or the cache is full.
         """
         width = tokens_bw.shape[1]
-        if bool((places_b > state.filled_b).any()):
+        if bool(((places_b > state.filled_b) | (places_b < 0)).any()):
             raise ValueError(f"decode at places {places_b.tolist()}: only {state.filled_b.tolist()} tokens were fed")
         first, last = int(places_b.min()), int(places_b.max())
         capacity = state.cache.keys_values.shape[4] - state.offset
@@ -215,7 +224,13 @@ class LlamaGen(nn.Module):
         return self._logits(x_bnd)
 
     def score(self, tokens_bn: Tensor, condition: Any) -> Tensor:
-        """Teacher-forced logits_bnk of every place, in one parallel pass."""
+        """Teacher-forced logits_bnk of every place, in one parallel pass. Fewer tokens than places are a prefix.
+
+        Raises:
+            ValueError: more tokens than the condition's grid has places.
+        """
+        if tokens_bn.shape[1] > condition.grid.places:
+            raise ValueError(f"{tokens_bn.shape[1]} tokens are too many for a {condition.grid} grid")
         condition_tokens = self.cls_embedding(condition)
         offset = condition_tokens.shape[1]
         x_bnd = torch.cat((condition_tokens, self.tok_embeddings(tokens_bn[:, :-1])), dim=1)
@@ -246,10 +261,8 @@ class LlamaGen(nn.Module):
 
     def _feed(self, x_bnd: Tensor, window: Window, state: LlamaGenState) -> Tensor:
         width = x_bnd.shape[1]
-        if window.start is not None:
-            rope = state.rope[window.start : window.end]
-        else:
-            rope = state.rope[window.indices_bw.clamp(max=len(state.rope) - 1)]
+        together = window.start is not None
+        rope = state.rope[window.start : window.end] if together else state.rope[window.indices_bw]
         mask = None
         if width > 1 or state.key_mask_bl is not None or window.start is None:
             keys = torch.arange(window.end, device=x_bnd.device)
@@ -261,7 +274,7 @@ class LlamaGen(nn.Module):
 
 
 def causal_mask(text_mask_bs: Tensor, length: int) -> Tensor:
-    """Causal attention (b, 1, length, length) that hides padded text; each token still sees itself."""
+    """Causal attention (b, 1, length, length) that hides padded text; each token still sees itself (LlamaGen)."""
     causal = torch.ones(length, length, dtype=torch.bool, device=text_mask_bs.device).tril()
     real = torch.ones(len(text_mask_bs), length - text_mask_bs.shape[1], dtype=torch.bool, device=text_mask_bs.device)
     keys = torch.cat((text_mask_bs, real), dim=1)[:, None, :]
@@ -279,14 +292,13 @@ def spread_codes(table: Tensor, codebook_kd: Tensor, std: float = 0.02) -> None:
 def build(config: TransformerConfig) -> LlamaGen:
     """The model of a configuration, with uninitialised weights."""
     text = config.model_type == "t2i"
-    square = isqrt(config.block_size) ** 2 == config.block_size
     return LlamaGen(
         dim=config.dim,
         layers=config.n_layer,
         heads=config.n_head,
         hidden=config.hidden,
         codes=config.vocab_size,
-        grid=Grid(config.side, config.side) if square else None,
+        grid=config.grid,
         classes=None if text else config.num_classes,
         text_tokens=config.cls_token_num,
         text_width=config.caption_dim,
@@ -330,28 +342,52 @@ def resolve(
 
 
 def infer(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
-    """Configuration fields that a state dict's shapes tell; heads are assumed 64 wide (100 in the 3B model)."""
-    codes, dim = state["tok_embeddings.weight"].shape
+    """Configuration fields that a state dict's shapes tell; heads are assumed 64 wide (100 in the 3B model).
+
+    Raises:
+        ValueError: a weight that tells one of them is missing, or the width is no multiple of 64.
+    """
+    codes, dim = shape_of(state, "tok_embeddings.weight", source)
     fields: dict[str, Any] = {
         "dim": dim,
         "vocab_size": codes,
-        "n_layer": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers.")),
+        "n_layer": count_layers(state),
         "n_head": infer_heads(dim, source),
-        "ffn_hidden": state["layers.0.feed_forward.w1.weight"].shape[0],
+        "ffn_hidden": shape_of(state, "layers.0.feed_forward.w1.weight", source)[0],
         "qk_norm": "layers.0.attention.q_norm.weight" in state,
     }
     if "cls_embedding.uncond_embedding" in state:
         tokens, width = state["cls_embedding.uncond_embedding"].shape
         return fields | {"model_type": "t2i", "cls_token_num": tokens, "caption_dim": width}
-    return fields | {"num_classes": state["cls_embedding.embedding_table.weight"].shape[0] - 1}
+    return fields | {"num_classes": shape_of(state, "cls_embedding.embedding_table.weight", source)[0] - 1}
+
+
+def shape_of(state: Mapping[str, Tensor], key: str, source: str) -> torch.Size:
+    """Shape of a weight.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    if key not in state:
+        raise ValueError(f"{source}: has no {key}")
+    return state[key].shape
+
+
+def count_layers(state: Mapping[str, Tensor]) -> int:
+    """Number of blocks in a state dict."""
+    return 1 + max((int(key.split(".")[1]) for key in state if key.startswith("layers.")), default=-1)
 
 
 def infer_heads(dim: int, source: str) -> int:
-    """Number of heads of the released sizes."""
+    """Number of heads of the released sizes.
+
+    Raises:
+        ValueError: a width that none of them has.
+    """
     if dim == 3200:
         return 32
     if dim % 64:
-        raise ValueError(f"{source}: the number of heads cannot be told from width {dim}; pass config with n_head")
+        raise ValueError(f"{source}: the number of heads cannot be told from width {dim}; pass its whole config")
     return dim // 64
 
 
@@ -366,8 +402,8 @@ def load(
     if weights is None:
         raise ValueError("llamagen: no weights given")
     state, metadata = read_weights(weights)
-    state = unwrap(state, expect="tok_embeddings.weight")
     source = source_name(weights)
+    state = unwrap(state, expect="tok_embeddings.weight", source=source)
     if config is None:
         config = metadata.get("config")
     fields = resolve(config, CONFIGS, {} if config is not None else infer(state, source), "llamagen", TransformerConfig)

@@ -23,7 +23,7 @@ from hybrid.types import MASK, Grid, Prompts, TextEncoder
 
 from .conditions import CaptionEmbedding, ClassCondition, TextCondition, class_condition, text_condition
 from .llama import RMSNorm, blocks, grid_rope, init_weights, rope_1d, run
-from .llamagen import WIDTHS, TransformerConfig, infer_heads, resolve, spread_codes
+from .llamagen import WIDTHS, TransformerConfig, count_layers, infer_heads, resolve, shape_of, spread_codes
 
 
 class MaskGILConfig(TransformerConfig):
@@ -100,7 +100,12 @@ class MaskGIL(nn.Module):
         return self.output.weight.device
 
     def condition(self, prompts: Prompts, grid: Grid | None = None) -> ClassCondition | TextCondition:
-        """Labels, captions or (embedding_bsd, mask_bs) as a condition; see ``conditions``."""
+        """Labels, captions or (embedding_bsd, mask_bs) as a condition; see ``conditions``.
+
+        Raises:
+            ValueError: prompts of another kind or shape than the model's, no grid given and none of its own, or a grid
+                that the released layout's 1-D positions do not know.
+        """
         grid = grid or self.grid
         if grid is None:
             raise ValueError("this checkpoint has no square grid of its own: pass the grid")
@@ -111,7 +116,11 @@ class MaskGIL(nn.Module):
         return text_condition(prompts, self.text_encoder, self.text_tokens, self.text_width, grid, self.device)
 
     def logits(self, tokens_bn: Tensor, condition: Any, places_bm: Tensor | None = None) -> Tensor:
-        """Logits over the real codes at all places, or at ``places_bm``. Tokens may hold MASK."""
+        """Logits over the real codes at all places (b, n, k), or at ``places_bm`` (b, m, k). Tokens may hold MASK.
+
+        Raises:
+            ValueError: the tokens do not fill the condition's grid.
+        """
         image = self.tok_emb(torch.where(tokens_bn == MASK, self.codebook_size, tokens_bn))
         if self.classes is None:
             asked = self.cls_embedding(condition)
@@ -162,7 +171,7 @@ def build(config: MaskGILConfig) -> MaskGIL:
         heads=config.n_head,
         hidden=config.hidden,
         codes=config.vocab_size,
-        grid=Grid(config.side, config.side),
+        grid=config.grid,
         classes=None if text else config.num_classes,
         text_tokens=config.cls_token_num,
         text_width=config.caption_dim,
@@ -186,16 +195,20 @@ def create(config: str | Mapping[str, Any]) -> tuple[MaskGIL, dict[str, Any]]:
 
 
 def infer(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
-    """Configuration fields that a state dict's shapes tell. Without QK-norm the released layout is assumed."""
-    codes = state["output.weight"].shape[0] - 1
-    rows, dim = state["tok_emb.weight"].shape
+    """Configuration fields that a state dict's shapes tell. Without QK-norm the released layout is assumed.
+
+    Raises:
+        ValueError: a weight that tells one of them is missing, or the width is no multiple of 64.
+    """
+    codes = shape_of(state, "output.weight", source)[0] - 1
+    rows, dim = shape_of(state, "tok_emb.weight", source)
     paper = "layers.0.attention.q_norm.weight" in state
     fields: dict[str, Any] = {
         "dim": dim,
         "vocab_size": codes,
-        "n_layer": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers.")),
+        "n_layer": count_layers(state),
         "n_head": infer_heads(dim, source),
-        "ffn_hidden": state["layers.0.feed_forward.w1.weight"].shape[0],
+        "ffn_hidden": shape_of(state, "layers.0.feed_forward.w1.weight", source)[0],
     }
     if paper:
         fields |= _PAPER
@@ -217,8 +230,8 @@ def load(
     if weights is None:
         raise ValueError("maskgil: no weights given")
     state, metadata = read_weights(weights)
-    state = unwrap(state, expect="tok_emb.weight")
     source = source_name(weights)
+    state = unwrap(state, expect="tok_emb.weight", source=source)
     if config is None:
         config = metadata.get("config")
     fields = resolve(config, CONFIGS, {} if config is not None else infer(state, source), "maskgil", MaskGILConfig)

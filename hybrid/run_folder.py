@@ -11,13 +11,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from hybrid.checkpoint import read_weights, save_weights
 from hybrid.optimization import Average
@@ -38,6 +39,14 @@ def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
     return found[-1] if found else None
 
 
+def finished(folder: Path, steps: int) -> int | None:
+    """The step that a run ended at, if it reached ``steps`` and wrote its final weights; else None."""
+    found, final = latest_checkpoint(folder), folder / "model.safetensors"
+    if found is None or found[0] < steps or not final.exists():
+        return None
+    return found[0] if final.stat().st_mtime >= found[1].stat().st_mtime else None
+
+
 def save_checkpoint(
     folder: Path,
     step: int,
@@ -55,7 +64,7 @@ def save_checkpoint(
     if final.exists():
         return final
     shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with _writing(final):
         partial.mkdir(parents=True)
         save_weights(partial / "model.safetensors", model.state_dict(), metadata=metadata)
         if average is not None:
@@ -64,15 +73,33 @@ def save_checkpoint(
         with (partial / "optimizers.pt").open("wb") as file:
             torch.save([optimizer.state_dict() for optimizer in optimizer_list], file)
         os.replace(partial, final)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        kept = latest_checkpoint(folder)
-        good = f"the last good one is {kept[1].name}" if kept else "there is no earlier one"
-        raise OSError(f"{final}: the checkpoint could not be written ({_reason(error)}); {good}") from error
     for _, other in checkpoints(folder):
         if other != final:
             shutil.rmtree(other)
     return final
+
+
+def save_final(folder: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write ``folder/model.safetensors``, what a run is for.
+
+    Raises:
+        OSError: one line when it cannot be written.
+    """
+    with _writing(folder / "model.safetensors"):
+        save_weights(folder / "model.safetensors", state, metadata=metadata)
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Turn what torch, safetensors and the system say about a full disk into one line; leave no half-written folder."""
+    folder = target.parent
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+        kept = latest_checkpoint(folder)
+        good = f"the last good checkpoint is {kept[1].name}" if kept else "there is no earlier checkpoint"
+        raise OSError(f"{target}: could not be written ({_reason(error)}); {good}") from error
 
 
 def load_checkpoint(

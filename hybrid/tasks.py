@@ -5,9 +5,9 @@ Every draw of a sample (view, caption, dropout, mask) comes from that sample's o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,10 +18,15 @@ from hybrid import losses
 from hybrid.data.codes import CaptionTable, to_images
 from hybrid.data.folder import DataFolder
 from hybrid.pictures import sheet
+from hybrid.sampler import Fill, HybridSampler, Sampling
+from hybrid.sampling import Guidance
 from hybrid.training import DataOrder, sample_generator
 from hybrid.types import MASK, Grid
 
 EVAL_PICTURES = 256
+EVAL_BATCH = 64
+SHEET_PICTURES = 16
+SHEET_GUIDANCE = 2.0
 
 
 def group_weights(items: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -30,11 +35,6 @@ def group_weights(items: Sequence[Mapping[str, Any]]) -> Tensor:
     for item in items:
         sizes[item["group"]] = sizes.get(item["group"], 0) + 1
     return torch.tensor([1 / sizes[item["group"]] for item in items])
-
-
-def held_split(folder: DataFolder) -> str:
-    """The folder's split that no model trains on."""
-    return "heldout" if any(item["split"] == "heldout" for item in folder.items) else "test"
 
 
 def pick(folder: DataFolder, split: str, sets: Sequence[str] | None) -> NDArray[np.int64]:
@@ -55,15 +55,36 @@ def pick(folder: DataFolder, split: str, sets: Sequence[str] | None) -> NDArray[
     return chosen
 
 
+def held_out(folder: DataFolder, sets: Sequence[str] | None) -> NDArray[np.int64]:
+    """The pictures that evaluation looks at: up to EVAL_PICTURES, spread over the split that no model trains on."""
+    split = "heldout" if any(item["split"] == "heldout" for item in folder.items) else "test"
+    held = pick(folder, split, sets)
+    return held[:: max(1, len(held) // EVAL_PICTURES)][:EVAL_PICTURES]
+
+
 class TokenizerTask:
     """Reconstruction of pictures through the quantiser, gradients passed straight through it."""
 
-    def __init__(self, model: nn.Module, folder: DataFolder, *, seed: int, metadata: dict[str, Any], sets: Sequence[str] | None = None) -> None:
+    places = 0
+    units: Mapping[str, str] = {
+        "loss": "L1 + MSE + L1 of gradients",
+        "psnr": "PSNR, dB",
+        "codes_used": "share of codes",
+    }
+
+    def __init__(
+        self,
+        model: nn.Module,
+        folder: DataFolder,
+        *,
+        seed: int,
+        metadata: dict[str, Any],
+        sets: Sequence[str] | None = None,
+    ) -> None:
         self.model, self.folder, self.seed, self.metadata = model, folder, seed, metadata
         self.train = pick(folder, "train", sets)
         self.order = DataOrder(len(self.train), seed)
-        held = pick(folder, held_split(folder), sets)
-        self.held = to_images(folder.images[held[:: max(1, len(held) // EVAL_PICTURES)][:EVAL_PICTURES], 0])
+        self.held = to_images(folder.images[held_out(folder, sets), 0])
 
     def batch(self, samples: range, device: torch.device) -> Mapping[str, Any]:
         """Pictures, one random view each."""
@@ -82,14 +103,15 @@ class TokenizerTask:
         return losses.reconstruction_loss(output, batch["images"]), {"psnr": losses.psnr(output, batch["images"])}
 
     def _reconstruct(self, model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = model.encode(images)
         grid = Grid(images.shape[-2] // model.factor, images.shape[-1] // model.factor)
-        return tokens, model.decode(tokens, grid)
+        with torch.autocast(images.device.type, enabled=False):  # as codes are extracted, in full precision
+            tokens = model.encode(images)
+            return tokens, model.decode(tokens, grid)
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """PSNR on held-out pictures and the share of codes in use there."""
         images = self.held.to(next(model.parameters()).device)
-        parts = [self._reconstruct(model, part) for part in images.split(64)]
+        parts = [self._reconstruct(model, part) for part in images.split(EVAL_BATCH)]
         tokens, output = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         return {
             "psnr": float(losses.psnr(output, images)),
@@ -98,8 +120,8 @@ class TokenizerTask:
 
     def sample(self, model: Any, path: Path) -> None:
         """Held-out pictures above their reconstructions."""
-        images = self.held[:16].to(next(model.parameters()).device)
-        sheet([*images, *self._reconstruct(model, images)[1]], columns=16).save(path)
+        images = self.held[:SHEET_PICTURES].to(next(model.parameters()).device)
+        sheet([*images, *self._reconstruct(model, images)[1]], columns=len(images)).save(path)
 
     def export(self) -> dict[str, Any]:
         return self.metadata
@@ -120,24 +142,26 @@ class CodesTask:
         condition_dropout: float = 0.1,
         balance: bool = False,
         sets: Sequence[str] | None = None,
+        tokenizer: Any = None,
     ) -> None:
         self.model, self.folder, self.codes, self.captions = model, folder, codes, captions
         self.seed, self.metadata, self.condition_dropout = seed, metadata, condition_dropout
+        self.tokenizer = tokenizer
+        self.places = int(codes.shape[2])
         self.train = pick(folder, "train", sets)
         weights = group_weights([folder.items[index] for index in self.train]) if balance else None
         self.order = DataOrder(len(self.train), seed, weights)
-        held = pick(folder, held_split(folder), sets)
-        self.held = held[:: max(1, len(held) // EVAL_PICTURES)][:EVAL_PICTURES]
+        self.held = held_out(folder, sets)
         if captions is not None:
             number = {caption: place for place, caption in enumerate(captions.captions)}
             self.caption_ids = [[number[caption] for caption in item["captions"]] for item in folder.items]
 
-    def _condition(self, pictures: Sequence[int], captions: Sequence[int], device: torch.device) -> Any:
+    def _prompts(self, pictures: Sequence[int], captions: Sequence[int], device: torch.device) -> Any:
+        """Labels or caption embeddings, as a model's ``condition`` takes them."""
         if self.captions is None:
-            return self.model.condition([int(self.folder.items[picture]["label"]) for picture in pictures])
+            return [int(self.folder.items[picture]["label"]) for picture in pictures]
         embedding = torch.from_numpy(self.captions.embedding_csd[list(captions)]).float().to(device)
-        mask = torch.from_numpy(self.captions.mask_cs[list(captions)]).to(device)
-        return self.model.condition((embedding, mask))
+        return embedding, torch.from_numpy(self.captions.mask_cs[list(captions)]).to(device)
 
     def _draw(self, samples: range, device: torch.device) -> tuple[Tensor, Any, list[torch.Generator]]:
         """Tokens, the condition after dropout, and each sample's stream, ready for further draws."""
@@ -153,16 +177,48 @@ class CodesTask:
             ]
         tokens = torch.from_numpy(self.codes[pictures, views].astype(np.int64)).to(device)
         dropped = torch.tensor([float(draw[2]) < self.condition_dropout for draw in draws], device=device)
-        return tokens, self._condition(pictures, captions, device).drop(dropped), generators
+        return tokens, self.model.condition(self._prompts(pictures, captions, device)).drop(dropped), generators
 
-    def held_batch(self, device: torch.device) -> tuple[Tensor, Any]:
-        """Tokens and condition of the evaluation pictures: plain view, first caption."""
-        tokens = torch.from_numpy(self.codes[self.held, 0].astype(np.int64)).to(device)
-        captions = [] if self.captions is None else [self.caption_ids[picture][0] for picture in self.held]
-        return tokens, self._condition([int(picture) for picture in self.held], captions, device)
+    def _held_prompts(self, pictures: Sequence[int], device: torch.device) -> Any:
+        """What is asked for in evaluation: each picture's label or first caption."""
+        captions = [] if self.captions is None else [self.caption_ids[picture][0] for picture in pictures]
+        return self._prompts(pictures, captions, device)
+
+    def _held_tokens(self, pictures: Sequence[int], device: torch.device) -> Tensor:
+        """Codes of the plain view."""
+        return torch.from_numpy(self.codes[list(pictures), 0].astype(np.int64)).to(device)
+
+    def held_batches(self, device: torch.device) -> Iterator[tuple[Tensor, Any, Any]]:
+        """Tokens of the evaluation pictures, their own condition and another picture's."""
+        others = np.roll(self.held, len(self.held) // 2 + 1)
+        for start in range(0, len(self.held), EVAL_BATCH):
+            own, other = (list(each[start : start + EVAL_BATCH]) for each in (self.held, others))
+            conditions = [self.model.condition(self._held_prompts(each, device)) for each in (own, other)]
+            yield self._held_tokens(own, device), *conditions
+
+    def sampler(self, model: Any) -> HybridSampler:
+        """The model with the task's tokenizer, for ``sample``."""
+        raise NotImplementedError
 
     def sample(self, model: Any, path: Path) -> None:
-        """Set by the command that knows a tokenizer and a sampler; nothing to draw without them."""
+        """Held-out pictures as the tokenizer gives them, and below each what the model draws for its condition.
+
+        Nothing is written where the task was given no tokenizer.
+        """
+        if self.tokenizer is None:
+            return
+        device = next(model.parameters()).device
+        self.tokenizer.to(device)
+        pictures = self.held[:: max(1, len(self.held) // SHEET_PICTURES)][:SHEET_PICTURES].tolist()
+        sampling = Sampling(Guidance(SHEET_GUIDANCE if self.condition_dropout else 1.0))
+        made = self.sampler(model).generate(
+            self._held_prompts(pictures, device),
+            seeds=list(range(len(pictures))),
+            prefix=sampling,
+            fill=Fill(sampling=sampling),
+        )
+        real = self.tokenizer.decode(self._held_tokens(pictures, device), made.grid)
+        sheet([*real, *made.images], columns=len(pictures)).save(path)
 
     def export(self) -> dict[str, Any]:
         return self.metadata
@@ -170,6 +226,11 @@ class CodesTask:
 
 class ARTask(CodesTask):
     """Next-token prediction."""
+
+    units: Mapping[str, str] = dict.fromkeys(("loss", "nats", "nats_without", "nats_wrong"), "nats per token")
+
+    def sampler(self, model: Any) -> HybridSampler:
+        return HybridSampler(model, None, self.tokenizer)
 
     def batch(self, samples: range, device: torch.device) -> Mapping[str, Any]:
         tokens, condition, _ = self._draw(samples, device)
@@ -181,22 +242,11 @@ class ARTask(CodesTask):
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """Nats per token on held-out pictures with their own, no and another picture's condition."""
-        tokens, condition = self.held_batch(next(model.parameters()).device)
-        wrong = self._shuffled(condition)
-        found = {}
-        for name, asked in (("nats", condition), ("nats_without", condition.null()), ("nats_wrong", wrong)):
-            found[name] = float(losses.next_token_loss(model(tokens, asked), tokens))
-        return found
-
-    def _shuffled(self, condition: Any) -> Any:
-        from dataclasses import fields, replace
-
-        moved = {}
-        for entry in fields(condition):
-            value = getattr(condition, entry.name)
-            if isinstance(value, Tensor):
-                moved[entry.name] = value.roll(len(value) // 2 + 1, dims=0)
-        return replace(condition, **moved)
+        found = dict.fromkeys(("nats", "nats_without", "nats_wrong"), 0.0)
+        for tokens, own, other in self.held_batches(next(model.parameters()).device):
+            for name, asked in zip(found, (own, own.null(), other), strict=True):
+                found[name] += float(losses.next_token_loss(model(tokens, asked), tokens)) * len(tokens)
+        return {name: total / len(self.held) for name, total in found.items()}
 
 
 def draw_mask(places: int, generator: torch.Generator, prefix_share: float) -> tuple[Tensor, bool]:
@@ -219,11 +269,24 @@ def draw_mask(places: int, generator: torch.Generator, prefix_share: float) -> t
 class MaskedTask(CodesTask):
     """Prediction of masked tokens, with hand-offs rehearsed (see ``draw_mask``)."""
 
+    units: Mapping[str, str] = {
+        "loss": "nats per place, as trained",
+        **dict.fromkeys(("nats", "nats_half", "nats_quarter_prefix", "nats_half_prefix"), "nats per masked place"),
+    }
+
     def __init__(
-        self, *args: Any, prefix_share: float = 0.0, label_smoothing: float = 0.0, loss_on: str = "masked", **kwargs: Any
+        self,
+        *args: Any,
+        prefix_share: float = 0.0,
+        label_smoothing: float = 0.0,
+        loss_on: Literal["masked", "all"] = "masked",
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.prefix_share, self.label_smoothing, self.loss_on = prefix_share, label_smoothing, loss_on
+
+    def sampler(self, model: Any) -> HybridSampler:
+        return HybridSampler(None, model, self.tokenizer)
 
     def batch(self, samples: range, device: torch.device) -> Mapping[str, Any]:
         tokens, condition, generators = self._draw(samples, device)
@@ -240,14 +303,18 @@ class MaskedTask(CodesTask):
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """Nats per masked place on held-out pictures: half masked at random, after a quarter's and a half's prefix."""
-        tokens, condition = self.held_batch(next(model.parameters()).device)
-        places = tokens.shape[1]
-        random = torch.rand(tokens.shape, generator=sample_generator(0, 0)).to(tokens.device) < 0.5
-        position = torch.arange(places, device=tokens.device).expand_as(tokens)
-        cases = {"nats_half": random, "nats_quarter_prefix": position >= places // 4}
-        cases["nats_half_prefix"] = position >= places // 2
-        found = {}
-        for name, masked in cases.items():
-            logits = model(tokens.masked_fill(masked, MASK), condition)
-            found[name] = float(losses.masked_loss(logits, tokens, masked)[1])
-        return found
+        device = next(model.parameters()).device
+        position = torch.arange(self.places, device=device)
+        half = torch.rand((len(self.held), self.places), generator=sample_generator(0, 0)) < 0.5
+        found = dict.fromkeys(("nats_half", "nats_quarter_prefix", "nats_half_prefix"), 0.0)
+        counts = dict.fromkeys(found, 0)
+        start = 0
+        for tokens, condition, _ in self.held_batches(device):
+            random = half[start : start + len(tokens)].to(device)
+            prefixes = [(position >= kept).expand_as(tokens) for kept in (self.places // 4, self.places // 2)]
+            for name, masked in zip(found, (random, *prefixes), strict=True):
+                nats = losses.masked_loss(model(tokens.masked_fill(masked, MASK), condition), tokens, masked)[1]
+                found[name] += float(nats) * int(masked.sum())
+                counts[name] += int(masked.sum())
+            start += len(tokens)
+        return {name: total / counts[name] for name, total in found.items()}

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hybrid.config import LoopConfig
+    from hybrid.training import Progress
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point. Returns 0, or 2 after one line about a mistake."""
+    """Entry point. Returns 0; 2 after one line about a mistake; 128 + signal when stopped (130 after Ctrl-C)."""
     parser = argparse.ArgumentParser(prog="hybrid-train", description="Train a tokenizer, an AR or a masked model.")
     parser.add_argument("config", help="a YAML file, or the name of one shipped in hybrid.configs (train-fashion-ar)")
     parser.add_argument("--out", type=Path, help="where checkpoints and the log go (default: runs/NAME)")
@@ -21,11 +31,36 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(arguments)
     except (ValueError, OSError) as error:
-        print(f"hybrid-train: {error}", file=sys.stderr)
+        print(f"hybrid-train: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("hybrid-train: stopped; run the same command to go on from the last checkpoint", file=sys.stderr)
         return 130
+
+
+class Stop:
+    """Ctrl-C or a SIGTERM once: end after the present step, with a checkpoint. Twice: end at once."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.number = console, 0
+
+    def __call__(self) -> bool:
+        return self.number != 0
+
+    def __enter__(self) -> Stop:
+        caught = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
+        self.before = {each: signal.signal(each, self._caught) for each in caught}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _caught(self, number: int, _: FrameType | None) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+        self.console.print("stopping after this step, to save it; once more stops at once", style="bold")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,29 +69,94 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from hybrid.config import LoopConfig, TrainConfig, parse, read_yaml
+    from hybrid.run_folder import finished
     from hybrid.tasks_build import build_task, find_config
     from hybrid.training import train
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     path = find_config(arguments.config)
     config = parse(TrainConfig, read_yaml(path), str(path))
-    loop = config.loop if arguments.steps is None else LoopConfig(**{**config.loop.model_dump(), "steps": arguments.steps})
-    console = Console()
-    task = build_task(config, data=arguments.data, tokenizer=arguments.tokenizer, source=str(path))
+    loop = config.loop
+    if arguments.steps is not None:
+        loop = parse(LoopConfig, {**loop.model_dump(), "steps": arguments.steps}, "--steps")
     out = arguments.out or Path("runs") / path.stem
+    console = Console(quiet=os.environ.get("RANK", "0") != "0", highlight=False, soft_wrap=True)
+
+    if (done := finished(out, loop.steps)) is not None:
+        console.print(f"{out}: trained to step {done} already; --steps above {done} goes on, another --out starts anew")
+        return 0
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    task = build_task(config, data=arguments.data, tokenizer=arguments.tokenizer, source=str(path))
     parameters = sum(value.numel() for value in task.model.parameters())
     console.print(f"{path.stem}: {parameters / 1e6:.1f}M parameters, {loop.steps} steps of {loop.batch_size} → {out}")
-    for progress in train(task, loop, out):
-        left = (loop.steps - progress.step) * loop.batch_size * loop.accumulate / progress.figures["samples_per_s"]
-        console.print(line(progress.step, loop.steps, progress.figures, left), soft_wrap=True)
+    try:
+        with Stop(console) as stop:
+            last = show(train(task, loop, out, stop=stop), loop, console)
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            f"{path}: the device's memory is too small; divide loop.batch_size ({loop.batch_size}) and multiply "
+            f"loop.accumulate ({loop.accumulate}) by the same number"
+        ) from None
+    if last < loop.steps:
+        console.print(f"stopped at step {last}, which is saved in {out}; the same command goes on")
+        return 128 + stop.number
+    console.print(f"done: {out / 'model.safetensors'}")
     return 0
 
 
-def line(step: int, steps: int, figures: Any, seconds_left: float) -> str:
-    """One line of progress."""
-    shown = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
-    return f"step {step}/{steps} {shown} left {seconds_left / 60:.0f} min"
+def show(progress: Iterable[Progress], loop: LoopConfig, console: Console) -> int:
+    """A live bar on a terminal, else a line for each logged step. Returns the last step."""
+    last = 0
+    if not console.is_terminal:
+        for entry in progress:
+            last = entry.step
+            shown = " ".join(f"{name} {value:.4g}" for name, value in entry.figures.items())
+            console.print(f"step {last}/{loop.steps} {shown} left {clock(seconds_left(entry, loop))}")
+        return last
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    names = ("{task.completed:.0f}/{task.total:.0f}", "loss {task.fields[loss]}", "{task.fields[speed]}")
+    columns = [TextColumn(name) for name in (*names, "{task.fields[left]} left", "{task.fields[held]}")]
+    with Bars(SpinnerColumn(), BarColumn(bar_width=20), *columns, console=console) as bars:
+        bar = bars.add_task("", total=loop.steps, loss="–", speed="–", left="–", held="")
+        held = ""
+        for entry in progress:
+            last = entry.step
+            held = held_out(entry.figures) or held
+            bars.update(
+                bar,
+                completed=last,
+                loss=f"{entry.figures['loss']:.4g}",
+                speed=speed(entry.figures),
+                left=clock(seconds_left(entry, loop)),
+                held=held,
+            )
+    return last
+
+
+def seconds_left(entry: Progress, loop: LoopConfig) -> float:
+    """Time to the last step at the present speed."""
+    return (loop.steps - entry.step) * loop.batch_size * loop.accumulate / entry.figures["samples_per_s"]
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def speed(figures: Mapping[str, float]) -> str:
+    """Tokens per second, or samples per second where samples are pictures."""
+    what = "tokens" if "tokens_per_s" in figures else "samples"
+    return f"{figures[f'{what}_per_s']:,.0f} {what}/s"
+
+
+def held_out(figures: Mapping[str, float]) -> str:
+    """The figures of an evaluation, or "" where this step has none."""
+    found = {name.removeprefix("eval_"): value for name, value in figures.items() if name.startswith("eval_")}
+    return "held-out " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()) if found else ""
 
 
 if __name__ == "__main__":

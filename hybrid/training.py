@@ -1,17 +1,14 @@
 """One training loop for image tokenizers, AR models and masked models.
 
-A task turns sample numbers into a loss; the loop knows optimisers, averaging, checkpoints and logs, and no model.
-Everything random about a sample (its order, view, caption, mask) is keyed by the seed and the sample's number in the
-whole run, so a resumed run equals an uninterrupted one and two processes equal one with twice the batch.
+A task turns sample numbers into a loss; the loop knows steps, processes and when to log, evaluate and save, and no
+model. Everything random about a sample (its order, view, caption, mask) is keyed by the seed and the sample's number in
+the whole run, so a resumed run equals an uninterrupted one and two processes equal one with twice the batch. Only a
+network's own dropout is keyed by step and process instead.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,16 +19,26 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hybrid.checkpoint import read_weights, save_weights
 from hybrid.config import LoopConfig
+from hybrid.loss_plot import can_plot, plot_log
+from hybrid.optimization import Average, averaged, learning_rate, optimizers
+from hybrid.run_folder import Log, latest_checkpoint, load_checkpoint, read_log, save_checkpoint, save_final
 
 logger = logging.getLogger(__name__)
 
 
 class Task(Protocol):
-    """What the loop trains."""
+    """What the loop trains.
+
+    Attributes:
+        model: the network.
+        places: tokens of one sample, for tokens per second; 0 where samples are pictures.
+        units: what the figures are measured in, by name (without ``eval_``).
+    """
 
     model: nn.Module
+    places: int
+    units: Mapping[str, str]
 
     def batch(self, samples: range, device: torch.device) -> Mapping[str, Any]:
         """The tensors of the samples with these numbers in the run."""
@@ -54,10 +61,13 @@ class Task(Protocol):
         ...
 
 
+def _mixed(seed: int, number: int) -> int:
+    return (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**63 - 1)
+
+
 def sample_generator(seed: int, number: int) -> torch.Generator:
     """The random stream of one training sample."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**63 - 1)
-    return torch.Generator().manual_seed(mixed)
+    return torch.Generator().manual_seed(_mixed(seed, number))
 
 
 class DataOrder:
@@ -80,126 +90,16 @@ class DataOrder:
         return int(self._order[place])
 
 
-def learning_rate(step: int, *, peak: float, warmup: int, steps: int, schedule: str, floor: float = 0.0) -> float:
-    """Linear warm-up to ``peak``, then constant, or a half cosine down to ``floor`` · peak at the last step."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    if schedule == "constant":
-        return peak
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+class Loss(nn.Module):
+    """A task's loss as a module, so that several processes average the gradients of any task alike."""
 
+    def __init__(self, task: Task, *, compile: bool) -> None:
+        super().__init__()
+        self.model = task.model
+        self.compute = torch.compile(task.loss, dynamic=False) if compile else task.loss
 
-class Average:
-    """Exponential moving average of the parameters, with a short memory at first: min(decay, (1 + t) / (10 + t))."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.updates = 0
-        self.parameters = {name: value.detach().clone().float() for name, value in model.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move towards the model's present parameters."""
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        current = [value.detach().float() for _, value in model.named_parameters()]
-        torch._foreach_lerp_(list(self.parameters.values()), current, 1 - decay)
-
-
-class swapped:
-    """Within the block the model holds the averaged parameters."""
-
-    def __init__(self, model: nn.Module, average: Average | None) -> None:
-        self.model, self.average = model, average
-
-    def __enter__(self) -> nn.Module:
-        self.training = self.model.training
-        self.model.eval()
-        if self.average is not None:
-            self.kept = {name: value.detach().clone() for name, value in self.model.named_parameters()}
-            self._load(self.average.parameters)
-        return self.model
-
-    def __exit__(self, *_: object) -> None:
-        if self.average is not None:
-            self._load(self.kept)
-        self.model.train(self.training)
-
-    @torch.no_grad()
-    def _load(self, values: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(values[name])
-
-
-def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest.
-
-    Weight decay applies to matrices only. Muon: Jordan et al. 2024, scaled to AdamW's step size (arXiv 2502.16982).
-    """
-    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    hidden = [value for name, value in named if value.ndim == 2 and ".layers." in f".{name}"]
-    if config.optimizer == "adamw":
-        hidden = []
-    taken = {id(value) for value in hidden}
-    matrices = [value for _, value in named if value.ndim >= 2 and id(value) not in taken]
-    vectors = [value for _, value in named if value.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)]
-    if hidden:
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(f"optimizer: muon needs torch 2.9 or newer, this is {torch.__version__}; use adamw")
-        found.append(
-            torch.optim.Muon(
-                hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
-    return found
-
-
-# Checkpoints: one folder per step, written under another name and renamed when complete.
-
-
-def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, average: Average | None, optimizer_list: list[Any], metadata: dict[str, Any]
-) -> Path:
-    """Write ``folder/step-N`` atomically and remove older ones."""
-    final, partial = folder / f"step-{step:07d}", folder / "partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_weights(partial / "model.safetensors", model.state_dict(), metadata=metadata)
-    if average is not None:
-        averaged = {**model.state_dict(), **average.parameters}
-        save_weights(partial / "ema.safetensors", averaged, metadata=metadata | {"updates": average.updates})
-    torch.save([optimizer.state_dict() for optimizer in optimizer_list], partial / "optimizers.pt")
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(partial, final)
-    for other in folder.glob("step-*"):
-        if other != final:
-            shutil.rmtree(other)
-    return final
-
-
-def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """The newest complete checkpoint of a run, or None."""
-    found = sorted(folder.glob("step-*"))
-    return (int(found[-1].name.removeprefix("step-")), found[-1]) if found else None
-
-
-def load_checkpoint(path: Path, model: nn.Module, average: Average | None, optimizer_list: list[Any]) -> None:
-    """Restore what ``save_checkpoint`` wrote."""
-    state, _ = read_weights(path / "model.safetensors")
-    model.load_state_dict(state)
-    if average is not None:
-        averaged, metadata = read_weights(path / "ema.safetensors")
-        average.updates = int(metadata["updates"])
-        for name, value in average.parameters.items():
-            value.copy_(averaged[name])
-    for optimizer, saved in zip(
-        optimizer_list, torch.load(path / "optimizers.pt", weights_only=True, map_location="cpu"), strict=True
-    ):
-        optimizer.load_state_dict(saved)
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.compute(self.model, batch)
 
 
 @dataclass(frozen=True)
@@ -210,93 +110,131 @@ class Progress:
     figures: Mapping[str, float]
 
 
-def train(
-    task: Task, config: LoopConfig, out: Path, *, callback: Callable[[Progress], None] | None = None
-) -> Iterator[Progress]:
+def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
     """Train to ``config.steps``, resuming from the newest checkpoint in ``out``; yields one Progress a logged step.
 
-    Writes ``log.jsonl``, ``step-N/`` checkpoints, ``samples/`` pictures and at the end ``model.safetensors`` (the
-    averaged weights where averaging is on).
+    Writes ``log.jsonl``, ``loss.png`` (where matplotlib is installed), ``step-N/`` checkpoints, ``samples/`` pictures
+    and at the end ``model.safetensors`` (the averaged weights where averaging is on).
+
+    Args:
+        task: what to train.
+        config: how.
+        out: the run's folder.
+        stop: asked after each step (after each logged one with several processes); True saves a checkpoint and ends.
+
+    Raises:
+        ValueError: settings that contradict each other or the checkpoint, or a loss that is no number any more.
+        OSError: the disk is full or ``out`` cannot be written; the last good checkpoint is untouched.
     """
     accelerator = Accelerator(
         mixed_precision=config.precision, gradient_accumulation_steps=config.accumulate, cpu=config.device == "cpu"
     )
-    out.mkdir(parents=True, exist_ok=True)
-    bare = task.model.to(accelerator.device).train()
-    average = Average(bare, config.ema) if config.ema else None
-    optimizer_list = optimizers(bare, config)
-    start = 0
-    if found := latest_checkpoint(out):
-        start = found[0]
-        load_checkpoint(found[1], bare, average, optimizer_list)
-        logger.info("resumed %s at step %d", out, start)
-    model = accelerator.prepare(bare)
-    prepared = [accelerator.prepare(optimizer) for optimizer in optimizer_list]
-    loss_of = torch.compile(task.loss, dynamic=False) if config.compile else task.loss
-    metadata = task.export()
-
-    def checkpoint(step: int) -> None:
-        if accelerator.is_main_process:
-            save_checkpoint(out, step, bare, average, optimizer_list, metadata)
-        accelerator.wait_for_everyone()
-
     share = config.batch_size // accelerator.num_processes
     if share * accelerator.num_processes != config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} is not a multiple of {accelerator.num_processes} processes")
+    model = task.model.to(accelerator.device).train()
+    average = Average(model, config.ema) if config.ema else None
+    optimizer_list = optimizers(model, config)
+    out.mkdir(parents=True, exist_ok=True)
+    start = 0
+    if found := latest_checkpoint(out):
+        start = found[0]
+        load_checkpoint(found[1], model, average, optimizer_list, task.export())
+        logger.info("resumed %s at step %d", out, start)
+    loss_of = accelerator.prepare(Loss(task, compile=config.compile))
+    prepared = [accelerator.prepare(optimizer) for optimizer in optimizer_list]
+    main = accelerator.is_main_process
+    log = Log(out / "log.jsonl", start) if main else None
+
+    def save(step: int) -> None:
+        if main:
+            if not all(bool(value.isfinite().all()) for value in model.parameters()):
+                raise _diverged(step, "a weight is no finite number", config, out)
+            save_checkpoint(out, step, model, average, optimizer_list, task.export())
+            if can_plot():
+                plot_log(read_log(out / "log.jsonl"), task.units, out / "loss.png")
+        accelerator.wait_for_everyone()
+
     saved_at = window_start = time.monotonic()
     window_samples = 0
-    with open(out / "log.jsonl", "a", encoding="utf-8") as log:
-        for step in range(start, config.steps):
-            rate = learning_rate(
-                step, peak=config.lr, warmup=config.warmup, steps=config.steps, schedule=config.schedule
-            )
-            for optimizer in optimizer_list:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-            figures: dict[str, Tensor] = {}
-            for part in range(config.accumulate):
-                first = (step * config.accumulate + part) * config.batch_size + accelerator.process_index * share
-                batch = task.batch(range(first, first + share), accelerator.device)
-                with accelerator.accumulate(model):
-                    with accelerator.autocast():
-                        loss, figures = loss_of(model, batch)
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(bare.parameters(), config.clip)
-                    for optimizer in prepared:
-                        optimizer.step()
-                        optimizer.zero_grad()
-            if average is not None:
-                average.update(bare)
-            window_samples += config.batch_size * config.accumulate
-            done = step + 1
-            logged = done % config.log_every == 0 or done == config.steps
-            if not logged:
-                continue
-            if not torch.isfinite(loss):
-                raise ValueError(f"step {done}: the loss is {float(loss)}; lower lr or raise warmup, then run again")
-            now = time.monotonic()
-            line = {"loss": float(loss), "lr": rate, "samples_per_s": window_samples / (now - window_start)}
-            line |= {name: float(value) for name, value in figures.items()}
-            if accelerator.is_main_process:
-                if done % config.eval_every == 0 or done == config.steps:
-                    with swapped(bare, average) as averaged, torch.no_grad():
-                        line |= {f"eval_{name}": value for name, value in task.evaluate(averaged).items()}
-                if config.sample_every and (done % config.sample_every == 0 or done == config.steps):
-                    (out / "samples").mkdir(exist_ok=True)
-                    with swapped(bare, average) as averaged, torch.no_grad():
-                        task.sample(averaged, out / "samples" / f"{done:07d}.png")
-                log.write(json.dumps({"step": done, **line}) + "\n")
-                log.flush()
-            if time.monotonic() - saved_at > config.save_seconds:
-                checkpoint(done)
-                saved_at = time.monotonic()
-            progress = Progress(done, line)
-            if callback is not None:
-                callback(progress)
-            yield progress
-            window_start, window_samples = time.monotonic(), 0
-    checkpoint(config.steps)
-    if accelerator.is_main_process:
-        final = {**bare.state_dict(), **(average.parameters if average is not None else {})}
-        save_weights(out / "model.safetensors", final, metadata=metadata)
+    for step in range(start, config.steps):
+        rate = learning_rate(step, peak=config.lr, warmup=config.warmup, steps=config.steps, schedule=config.schedule)
+        for optimizer in optimizer_list:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        parts = []
+        for part in range(config.accumulate):
+            first = (step * config.accumulate + part) * config.batch_size + accelerator.process_index * share
+            batch = task.batch(range(first, first + share), accelerator.device)
+            torch.manual_seed(_mixed(~config.seed, first))
+            with accelerator.accumulate(loss_of):
+                loss, figures = loss_of(batch)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), config.clip)
+                for optimizer in prepared:
+                    optimizer.step()
+                    optimizer.zero_grad()
+            parts.append(torch.stack([loss, *figures.values()]).detach().float())
+        if average is not None:
+            average.update(model)
+        window_samples += config.batch_size * config.accumulate
+        done = step + 1
+        halt = accelerator.num_processes == 1 and stop()
+        if not (done % config.log_every == 0 or done == config.steps or halt):
+            continue
+        # Every process must take the same decisions, so they are averaged like the figures: any vote counts.
+        votes = torch.tensor([stop(), time.monotonic() - saved_at > config.save_seconds], device=accelerator.device)
+        shared = accelerator.reduce(torch.cat((torch.stack(parts).mean(0), votes.float())), reduction="mean").tolist()
+        *values, halting, due = shared
+        rest = dict(zip(figures, values[1:], strict=True))
+        speed = window_samples / (time.monotonic() - window_start)
+        line = {"loss": values[0], "lr": rate, "samples_per_s": speed, **rest}
+        if task.places:
+            line["tokens_per_s"] = speed * task.places
+        if not torch.isfinite(torch.tensor(values[0])):
+            raise _diverged(done, f"the loss is {values[0]}", config, out)
+        if log is not None:
+            line |= _show(task, model, average, accelerator, config, done, out)
+            log.write(done, line)
+        if (due or halting) and done < config.steps:
+            save(done)
+            saved_at = time.monotonic()
+        yield Progress(done, line)
+        if halting and done < config.steps:
+            return
+        window_start, window_samples = time.monotonic(), 0
+    save(max(start, config.steps))
+    if main:
+        save_final(out, {**model.state_dict(), **(average.parameters if average is not None else {})}, task.export())
+
+
+def _show(
+    task: Task,
+    model: nn.Module,
+    average: Average | None,
+    accelerator: Accelerator,
+    config: LoopConfig,
+    done: int,
+    out: Path,
+) -> dict[str, float]:
+    """Held-out figures and the sample picture, where this step is due for them, of the averaged weights."""
+    last = done == config.steps
+    evaluates = done % config.eval_every == 0 or last
+    samples = config.sample_every and (done % config.sample_every == 0 or last)
+    found: dict[str, float] = {}
+    if evaluates or samples:
+        with averaged(model, average) as smooth, torch.no_grad():
+            if evaluates:
+                with accelerator.autocast():
+                    found = {f"eval_{name}": value for name, value in task.evaluate(smooth).items()}
+            if samples:
+                (out / "samples").mkdir(exist_ok=True)
+                task.sample(smooth, out / "samples" / f"{done:07d}.png")
+    return found
+
+
+def _diverged(step: int, what: str, config: LoopConfig, out: Path) -> ValueError:
+    kept = latest_checkpoint(out)
+    good = f"goes on from {kept[1]}" if kept else "starts anew"
+    return ValueError(f"step {step}: {what}; lower lr ({config.lr:g}) or raise warmup, and the same command {good}")

@@ -17,6 +17,9 @@ from hybrid.types import MASK, Grid, require_no_mask
 NULL = -1
 """Label of the null condition."""
 
+SQUARE = Grid(4, 4)
+"""The fakes' own grid."""
+
 
 @dataclass(frozen=True)
 class FakeCondition:
@@ -38,7 +41,7 @@ class FakeCondition:
 class _Fake:
     """What both kinds share: labels as prompts, and a diary of forward passes."""
 
-    def __init__(self, rule: Callable[..., Tensor], codes: int, grid: Grid = Grid(4, 4)) -> None:
+    def __init__(self, rule: Callable[..., Tensor], codes: int, grid: Grid = SQUARE) -> None:
         self.rule, self.codebook_size, self.grid = rule, codes, grid
         self.batches: list[int] = []
         self.labels: list[list[int]] = []
@@ -112,7 +115,7 @@ class FakeMasked(_Fake):
 
 
 def favour(label: int, codes: int) -> Tensor:
-    """Logits_k of a label. Without guidance code 0 wins; with guidance from 1.25 on, the label's own code does."""
+    """Logits_k of a label. Without guidance code 0 wins; with guidance above 1.2, the label's own code does."""
     logits_k = torch.zeros(codes)
     logits_k[0] = 3.0 if label == NULL else 2.0
     if label > 0:
@@ -120,66 +123,70 @@ def favour(label: int, codes: int) -> Tensor:
     return logits_k
 
 
-def uniform_ar(codes: int = 16, **options: Grid) -> FakeAR:
+def uniform_ar(codes: int = 16, grid: Grid = SQUARE) -> FakeAR:
     """Every code is equally likely."""
-    return FakeAR(lambda before, label: torch.zeros(codes), codes, **options)
+    return FakeAR(lambda before, label: torch.zeros(codes), codes, grid)
 
 
-def always_ar(token: int, codes: int = 16, **options: Grid) -> FakeAR:
+def always_ar(token: int, codes: int = 16, grid: Grid = SQUARE) -> FakeAR:
     """Only one code is possible."""
     logits_k = torch.full((codes,), -torch.inf).index_fill(0, torch.tensor(token), 0.0)
-    return FakeAR(lambda before, label: logits_k, codes, **options)
+    return FakeAR(lambda before, label: logits_k, codes, grid)
 
 
-def table_ar(codes: int = 16, **options: Grid) -> FakeAR:
+def table_ar(codes: int = 16, grid: Grid = SQUARE) -> FakeAR:
     """Conditional probabilities in a table: row [token before, or ``codes`` at the start], shifted by the label."""
     table = torch.randn(codes + 1, codes, generator=torch.Generator().manual_seed(0)) * 2
 
     def rule(before: Tensor, label: int) -> Tensor:
         return table[int(before[-1]) if len(before) else codes].roll(label)
 
-    return FakeAR(rule, codes, **options)
+    return FakeAR(rule, codes, grid)
 
 
-def conditional_ar(codes: int = 16, **options: Grid) -> FakeAR:
+def conditional_ar(codes: int = 16, grid: Grid = SQUARE) -> FakeAR:
     """See ``favour``."""
-    return FakeAR(lambda before, label: favour(label, codes), codes, **options)
+    return FakeAR(lambda before, label: favour(label, codes), codes, grid)
 
 
-def uniform_masked(codes: int = 16, **options: Grid) -> FakeMasked:
+def uniform_masked(codes: int = 16, grid: Grid = SQUARE) -> FakeMasked:
     """Every code is equally likely at every place."""
-    return FakeMasked(lambda tokens, label, grid: torch.zeros(len(tokens), codes), codes, **options)
+    return FakeMasked(lambda tokens, label, _: torch.zeros(len(tokens), codes), codes, grid)
 
 
-def always_masked(token: int, codes: int = 16, **options: Grid) -> FakeMasked:
+def always_masked(token: int, codes: int = 16, grid: Grid = SQUARE) -> FakeMasked:
     """Only one code is possible."""
     logits_k = torch.full((codes,), -torch.inf).index_fill(0, torch.tensor(token), 0.0)
-    return FakeMasked(lambda tokens, label, grid: logits_k.expand(len(tokens), -1), codes, **options)
+    return FakeMasked(lambda tokens, label, _: logits_k.expand(len(tokens), -1), codes, grid)
 
 
-def neighbour_masked(codes: int = 16, **options: Grid) -> FakeMasked:
-    """Each place leans to the sum of its known neighbours' codes plus the label, more so the more are known."""
+def neighbour_masked(codes: int = 16, grid: Grid = SQUARE) -> FakeMasked:
+    """Each place leans to the sum of its known neighbours' codes plus the label, more so the more are known.
 
-    def rule(tokens_n: Tensor, label: int, grid: Grid) -> Tensor:
-        tokens_hw = tokens_n.view(grid.height, grid.width)
+    Later places lean a little more than earlier ones, so that no two are equally sure.
+    """
+
+    def rule(tokens_n: Tensor, label: int, shape: Grid) -> Tensor:
+        tokens_hw = tokens_n.view(shape.height, shape.width)
         around = torch.nn.functional.pad(tokens_hw, (1, 1, 1, 1), value=MASK)
         sides = torch.stack((around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])).flatten(1)
         known = sides != MASK
         lean_n = (torch.where(known, sides, 0).sum(0) + label + 1) % codes
-        return torch.nn.functional.one_hot(lean_n, codes) * (1 + known.sum(0)[:, None]).float()
+        strength_n = 1 + known.sum(0) + torch.arange(len(tokens_n)) / 100
+        return torch.nn.functional.one_hot(lean_n, codes) * strength_n[:, None]
 
-    return FakeMasked(rule, codes, **options)
+    return FakeMasked(rule, codes, grid)
 
 
-def ranked_masked(certainty_n: Tensor, codes: int = 16, **options: Grid) -> FakeMasked:
+def ranked_masked(certainty_n: Tensor, codes: int = 16, grid: Grid = SQUARE) -> FakeMasked:
     """Place i wants code i % codes, as surely as ``certainty_n[i]`` says."""
     wanted_nk = torch.nn.functional.one_hot(torch.arange(len(certainty_n)) % codes, codes)
-    return FakeMasked(lambda tokens, label, grid: wanted_nk * certainty_n[:, None], codes, **options)
+    return FakeMasked(lambda tokens, label, _: wanted_nk * certainty_n[:, None], codes, grid)
 
 
-def conditional_masked(codes: int = 16, **options: Grid) -> FakeMasked:
+def conditional_masked(codes: int = 16, grid: Grid = SQUARE) -> FakeMasked:
     """See ``favour``."""
-    return FakeMasked(lambda tokens, label, grid: favour(label, codes).expand(len(tokens), -1), codes, **options)
+    return FakeMasked(lambda tokens, label, _: favour(label, codes).expand(len(tokens), -1), codes, grid)
 
 
 class FakeTokenizer(nn.Module):

@@ -229,9 +229,7 @@ def test_a_caption_without_padding_needs_no_mask() -> None:
     together = net.condition((golden["caption_emb"][:1].repeat(2, 1, 1), mask))
     alone = net.condition((golden["caption_emb"][:1], full))
     tokens = golden["tokens"][:1]
-    torch.testing.assert_close(
-        net.score(tokens.repeat(2, 1), together)[:1], net.score(tokens, alone), **TOLERANCE
-    )
+    torch.testing.assert_close(net.score(tokens.repeat(2, 1), together)[:1], net.score(tokens, alone), **TOLERANCE)
     torch.testing.assert_close(net.prefill(together, 4)[0][:1], net.prefill(alone, 4)[0], **TOLERANCE)
 
 
@@ -327,8 +325,11 @@ def test_a_wrong_configuration_is_named() -> None:
     with pytest.raises(ValueError, match=r"^llamagen config: unknown key 'n_heads'; did you mean 'n_head'\?$"):
         load("llamagen", bare_weights("c2i"), config("c2i") | {"n_heads": 2})
     with pytest.raises(ValueError, match=r": output\.weight expected \(65, 32\), got \(64, 32\)"):
-        load("llamagen", bare_weights("c2i") | {"tok_embeddings.weight": torch.zeros(65, 32)},
-             config("c2i") | {"vocab_size": 65})
+        load(
+            "llamagen",
+            bare_weights("c2i") | {"tok_embeddings.weight": torch.zeros(65, 32)},
+            config("c2i") | {"vocab_size": 65},
+        )
 
 
 def test_a_file_of_another_family_is_named() -> None:

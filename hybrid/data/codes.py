@@ -9,7 +9,6 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hybrid.data.folder import DataFolder
+from hybrid.data.folder import DataError, DataFolder
 
 
 def to_images(pixels: NDArray[np.uint8]) -> Tensor:
     """uint8 pixels (b, h, w, 1 or 3) to RGB images (b, 3, h, w) in [-1, 1]."""
-    images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1
     return images.expand(-1, 3, -1, -1)
 
 
@@ -91,6 +90,10 @@ class CaptionTable:
 @torch.inference_mode()
 def embed_captions(folder: DataFolder, encoder: Any, *, name: str, batch: int = 256) -> CaptionTable:
     """Embed all captions of a folder once; later calls read them from its cache."""
+    for place, item in enumerate(folder.items):
+        if not item.get("captions") or not all(item["captions"]):
+            name = item.get("name", place)
+            raise DataError(f"{folder.path}: picture {place} ({name}) has an empty caption; build the data anew")
     captions = sorted({caption for item in folder.items for caption in item["captions"]})
     digest = hashlib.sha256("\n".join([name, *captions]).encode()).hexdigest()[:8]
     path = folder.path / f"captions-{name}-{digest}.npy"

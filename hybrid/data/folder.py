@@ -155,6 +155,8 @@ def _map_images(file: Path, name: str) -> Images:
         raise _broken(file, name, f"cannot be mapped, truncated? ({error})") from error
     if images.dtype != np.uint8 or images.ndim != 5:
         raise _broken(file, name, f"expected uint8 of 5 dimensions, got {images.dtype} of shape {images.shape}")
+    if images.shape[-1] not in (1, 3):
+        raise _broken(file, name, f"expected 1 or 3 channels, got {images.shape[-1]}")
     return images
 
 

@@ -1,0 +1,348 @@
+"""Lumina-mGPT 1.0 (Liu et al., arXiv 2408.02657): Chameleon's language model, which writes an image row by row.
+
+A sequence is [prompt, image start, height, width, row, new line, row, new line, …]. This file knows those ids, counts
+them from the place, and keeps the static cache of several streams (conditional and not, prompts of any length) in one
+batch. The network is transformers' ``ChameleonModel`` (5.x; tested with 5.23), without its image encoder; the head is
+applied here, since transformers masks image logits away. An unconditional stream is an empty prompt: it starts at
+the image's start with positions from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from hybrid.checkpoint import fit, read_weights, source_name, unwrap
+from hybrid.types import Grid, Prompts
+
+from .llama import KVCache, Window
+from .lumina_config import SIZE_PIXELS, TOKEN_PIXELS, Ids, LuminaConfig, check_codes, find_config, plain_norms
+
+PROMPT = "Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
+
+
+@dataclass(frozen=True)
+class LuminaCondition:
+    """Tokenised prompts.
+
+    Attributes:
+        prompts: 1-D ids of each image's prompt, empty where the condition is dropped.
+        grid: the token grid.
+    """
+
+    prompts: tuple[Tensor, ...]
+    grid: Grid
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def null(self) -> LuminaCondition:
+        return replace(self, prompts=tuple(ids[:0] for ids in self.prompts))
+
+    def cat(self, other: LuminaCondition) -> LuminaCondition:
+        if self.grid != other.grid:
+            raise ValueError(f"grids {self.grid} and {other.grid} cannot share a batch")
+        return replace(self, prompts=self.prompts + other.prompts)
+
+
+@dataclass
+class LuminaState:
+    """The cache of one batch.
+
+    Attributes:
+        cache: keys and values of [padding, prompt, image start, sizes, image].
+        capacity: image tokens that it holds.
+        width: tokens of a row.
+        offset: index of the first image token, the same in all rows.
+        padding_b: indices before each row's first real token.
+        filled_b: image tokens that each row holds.
+    """
+
+    cache: KVCache
+    capacity: int
+    width: int
+    offset: int
+    padding_b: Tensor
+    filled_b: Tensor
+
+    def truncate(self, places_b: Tensor) -> None:
+        """Forget everything fed at or after each row's given place."""
+        self.filled_b = torch.minimum(self.filled_b, places_b.to(self.filled_b))
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A window of our cache under the names that transformers' attention calls."""
+
+    cache: KVCache
+    window: Window
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        return self.cache.write(layer, key, value, self.window)
+
+
+class Lumina(nn.Module):
+    """The AR model. Implements ``hybrid.types.ARModel``.
+
+    Args:
+        backbone: transformers' ``ChameleonModel`` without ``vqmodel``.
+        codebook_size: number of image codes.
+        grid: the checkpoint's own grid, None where it is unknown.
+
+    Attributes:
+        text_tokenizer: tokenises prompts that are passed as strings; its vocabulary is checked when it is set.
+    """
+
+    config: dict[str, Any]
+
+    def __init__(self, backbone: nn.Module, *, codebook_size: int, grid: Grid | None) -> None:
+        super().__init__()
+        self.model: Any = backbone
+        fields: Any = backbone.config
+        self.lm_head = nn.Linear(fields.hidden_size, fields.vocab_size, bias=False)
+        self.codebook_size, self.grid, self.ids = codebook_size, grid, Ids()
+        self.vocabulary_size: int = fields.vocab_size
+        self._text_tokenizer: Any = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.lm_head.weight.device
+
+    @property
+    def text_tokenizer(self) -> Any:
+        """A ``tokenizers.Tokenizer``, or None where only ids are taken."""
+        return self._text_tokenizer
+
+    @text_tokenizer.setter
+    def text_tokenizer(self, tokenizer: Any) -> None:
+        if tokenizer is not None:
+            check_codes(tokenizer.get_vocab(), self.ids.code, self.codebook_size)
+        self._text_tokenizer = tokenizer
+
+    def condition(self, prompts: Prompts, grid: Grid | None = None) -> LuminaCondition:
+        """Captions, or prompts that are already tokenised (1-D ids, with begin and end of turn), as a condition.
+
+        Raises:
+            ValueError: prompts of another kind, captions without a vocabulary, ids outside of it, no grid given and
+                none of its own, or one that size tokens cannot name.
+        """
+        grid = grid or self.grid
+        if grid is None:
+            raise ValueError("this checkpoint's own grid is not known: pass the grid")
+        side = SIZE_PIXELS // TOKEN_PIXELS
+        if grid.height % side or grid.width % side:
+            raise ValueError(f"grid {grid}: both sides must be multiples of {side} tokens ({SIZE_PIXELS} pixels)")
+        if max(self._size_ids(grid)) >= self.vocabulary_size:
+            raise ValueError(f"grid {grid}: the vocabulary has no size tokens for it")
+        if isinstance(prompts, tuple):
+            raise ValueError("lumina takes captions or 1-D tensors of token ids, not text embeddings")
+        return LuminaCondition(tuple(self._prompt_ids(prompt, grid) for prompt in prompts), grid)
+
+    def prefill(self, condition: Any, capacity: int) -> tuple[Tensor, LuminaState]:
+        """Read the condition into a cache for ``capacity`` image tokens. Returns logits_bk of place 0 and the cache.
+
+        Raises:
+            ValueError: more capacity than the condition's grid has places.
+        """
+        grid: Grid = condition.grid
+        if capacity > grid.places:
+            raise ValueError(f"a cache for {capacity} image tokens, but a {grid} grid has {grid.places} places")
+        ids_bs, padding_b = self._prefix(condition)
+        batch, offset = ids_bs.shape
+        # One index more than the tokens and new lines: rows that cross fewer line ends than others feed one in vain.
+        length = offset + capacity + capacity // grid.width + 1
+        fields = self.model.config
+        heads = fields.num_attention_heads
+        cache = KVCache(
+            fields.num_hidden_layers,
+            batch,
+            fields.num_key_value_heads,
+            length,
+            fields.hidden_size // heads,
+            dtype=self.lm_head.weight.dtype,
+            device=self.device,
+        )
+        filled = torch.zeros(batch, dtype=torch.long, device=self.device)
+        state = LuminaState(cache, capacity, grid.width, offset, padding_b, filled)
+        indices = torch.arange(offset, device=self.device).expand(batch, offset)
+        hidden = self._run(ids_bs, Window(indices, 0, offset), padding_b, cache)
+        return self._logits(hidden[:, -1]), state
+
+    def decode(self, tokens_bw: Tensor, places_b: Tensor, state: LuminaState) -> Tensor:
+        """Feed w tokens standing at each row's place and after it. Returns logits_bwk of the place after each (those
+        after the grid's last place mean nothing).
+
+        Raises:
+            ValueError: a row would skip a place, the cache is full, or a token is no code.
+        """
+        told = torch.stack((places_b, state.filled_b, tokens_bw.amin(1), tokens_bw.amax(1))).tolist()  # one transfer
+        places, filled, lowest, highest = ([int(value) for value in row] for row in told)
+        self._check_codes(min(lowest), max(highest))
+        if any(place > held or place < 0 for place, held in zip(places, filled, strict=True)):
+            raise ValueError(f"decode at places {places}: only {filled} tokens were fed")
+        count, width = tokens_bw.shape[1], state.width
+        if max(places) + count > state.capacity:
+            raise ValueError(f"the cache holds {state.capacity} image tokens, {max(places) + count} are needed")
+        fed = count + max((place + count) // width - place // width for place in places)
+        first = [state.offset + place + place // width for place in places]
+        indices = state.offset + line_index(places_b, width)[:, None] + torch.arange(fed, device=places_b.device)
+        window = Window(indices, first[0] if len(set(first)) == 1 else None, max(first) + fed)
+        ids_bq = self._image_ids(tokens_bw, places_b, fed, width)
+        hidden = self._run(ids_bq, window, state.padding_b, state.cache)
+        state.filled_b = places_b + count
+        return self._logits(pick(hidden, places_b, count, width))
+
+    def score(self, tokens_bn: Tensor, condition: Any) -> Tensor:
+        """Teacher-forced logits_bnk of every place, in one parallel pass. Fewer tokens than places are a prefix.
+
+        Raises:
+            ValueError: more tokens than the condition's grid has places, or a token is no code.
+        """
+        grid: Grid = condition.grid
+        count = tokens_bn.shape[1]
+        if count > grid.places:
+            raise ValueError(f"{count} tokens are too many for a {grid} grid")
+        self._check_codes(int(tokens_bn.min()), int(tokens_bn.max()))
+        prefix_bs, padding_b = self._prefix(condition)
+        places = torch.arange(count, device=self.device)
+        before = line_index(places, grid.width) + prefix_bs.shape[1] - 1  # what stands before each place tells it
+        start_b = torch.zeros_like(padding_b)
+        image_bq = self._image_ids(tokens_bn, start_b, int(before[-1]) + 1 - prefix_bs.shape[1], grid.width)
+        ids_bq = torch.cat((prefix_bs, image_bq), dim=1)
+        window = Window(torch.arange(ids_bq.shape[1], device=self.device).expand_as(ids_bq), 0, ids_bq.shape[1])
+        return self._logits(self._run(ids_bq, window, padding_b, None)[:, before])
+
+    def forward(self, tokens_bn: Tensor, condition: Any) -> Tensor:
+        """``score``, under the name that training wrappers call."""
+        return self.score(tokens_bn, condition)
+
+    def _prompt_ids(self, prompt: Any, grid: Grid) -> Tensor:
+        if isinstance(prompt, str):
+            if self.text_tokenizer is None:
+                raise ValueError("captions need the vocabulary: set text_tokenizer (tokenizer.json), or pass token ids")
+            pixels = {"width": grid.width * TOKEN_PIXELS, "height": grid.height * TOKEN_PIXELS}
+            text = self.text_tokenizer.encode(PROMPT.format(prompt=prompt, **pixels), add_special_tokens=False).ids
+            prompt = torch.tensor([self.ids.begin, *text, self.ids.end_of_turn])
+        if not isinstance(prompt, Tensor) or prompt.ndim != 1 or prompt.is_floating_point():
+            raise ValueError(f"prompt {prompt!r}: lumina takes a caption or a 1-D tensor of token ids")
+        if len(prompt) and not 0 <= int(prompt.min()) <= int(prompt.max()) < self.vocabulary_size:
+            raise ValueError(f"prompt: token ids must be 0..{self.vocabulary_size - 1}")
+        return prompt.to(self.device, torch.long)
+
+    def _size_ids(self, grid: Grid) -> tuple[int, int]:
+        height, width = (side * TOKEN_PIXELS // SIZE_PIXELS for side in (grid.height, grid.width))
+        return self.ids.size + height, self.ids.size + width
+
+    def _prefix(self, condition: LuminaCondition) -> tuple[Tensor, Tensor]:
+        """Ids before the first code, padded on the left, and each row's padding."""
+        start = torch.tensor([self.ids.image_start, *self._size_ids(condition.grid)], device=self.device)
+        rows = [torch.cat((ids, start)) for ids in condition.prompts]
+        ids_bs = pad_sequence(rows, batch_first=True, padding_side="left")
+        return ids_bs, torch.tensor([ids_bs.shape[1] - len(row) for row in rows], device=self.device)
+
+    def _image_ids(self, tokens_bw: Tensor, places_b: Tensor, count: int, width: int) -> Tensor:
+        """The next ``count`` ids from each row's place on: codes, and a new line after each row of the grid."""
+        index = line_index(places_b, width)[:, None] + torch.arange(count, device=places_b.device)
+        row, column = index // (width + 1), index % (width + 1)
+        # New lines and what is fed in vain (it is overwritten before anything looks at it) read any token.
+        order = (row * width + column - places_b[:, None]).clamp(max=tokens_bw.shape[1] - 1)
+        return torch.where(column == width, self.ids.new_line, tokens_bw.gather(1, order) + self.ids.code)
+
+    def _run(self, ids_bq: Tensor, window: Window, padding_b: Tensor, cache: KVCache | None) -> Tensor:
+        """Hidden states of ids at the window's indices."""
+        keys, queries = torch.arange(window.end, device=ids_bq.device), window.indices_bw[..., None]
+        # Padding sees itself, as a row of attention without any key is not a number.
+        mask = (keys >= padding_b[:, None, None]) & (keys <= queries) | (keys == queries)
+        output = self.model(
+            input_ids=ids_bq,
+            attention_mask=mask[:, None],
+            position_ids=window.indices_bw - padding_b[:, None],
+            past_key_values=None if cache is None else _Slot(cache, window),
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        codes = slice(self.ids.code, self.ids.code + self.codebook_size)
+        return F.linear(hidden, self.lm_head.weight[codes]).float()
+
+    def _check_codes(self, lowest: int, highest: int) -> None:
+        if lowest < 0 or highest >= self.codebook_size:
+            raise ValueError(f"tokens {lowest}..{highest}: codes must be 0..{self.codebook_size - 1}")
+
+
+def line_index(places: Tensor, width: int) -> Tensor:
+    """Index of a place among codes and new lines."""
+    return places + places // width
+
+
+def pick(hidden_bqd: Tensor, places_b: Tensor, count: int, width: int) -> Tensor:
+    """Of ids fed from each row's place on, the hidden states that tell the place after each of ``count`` tokens: the
+    token's own, or the new line's after the last of a row."""
+    after = places_b[:, None] + torch.arange(1, count + 1, device=places_b.device)
+    index = line_index(after, width) - 1 - line_index(places_b, width)[:, None]
+    return hidden_bqd.gather(1, index[..., None].expand(-1, -1, hidden_bqd.shape[-1]))
+
+
+def build(config: LuminaConfig) -> Lumina:
+    """The model of a configuration, with uninitialised weights on the meta device."""
+    from transformers.models.chameleon.configuration_chameleon import ChameleonConfig
+    from transformers.models.chameleon.modeling_chameleon import ChameleonModel
+
+    side = None if config.resolution is None else config.resolution // TOKEN_PIXELS
+    fields = ChameleonConfig(
+        **config.model_dump(exclude={"codebook_size", "resolution", "rope_theta"}),
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        vocabulary_map={"<image>": 8711},
+        attn_implementation="sdpa",
+    )
+    with torch.device("meta"):
+        backbone = ChameleonModel(fields)
+        del backbone.vqmodel
+        model = Lumina(backbone, codebook_size=config.codebook_size, grid=None if side is None else Grid(side, side))
+    backbone.rotary_emb = type(backbone.rotary_emb)(fields)  # its table is in no file, so it needs a real device
+    return model
+
+
+def load(
+    weights: str | Path | Mapping[str, Any] | None,
+    config: str | Mapping[str, Any] | None = None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+) -> Lumina:
+    """See ``hybrid.adapters.load``. A ``tokenizer.json`` beside the weights becomes ``text_tokenizer``.
+
+    Raises:
+        ValueError: no weights, weights that do not fit, a vocabulary whose image codes stand elsewhere.
+    """
+    if weights is None:
+        raise ValueError("lumina: no weights given")
+    state, metadata = read_weights(weights)
+    source = source_name(weights)
+    state = unwrap(state, "model.embed_tokens.weight", source=source)
+    folder = Path(weights) if isinstance(weights, (str, Path)) and Path(weights).is_dir() else None
+    fields = find_config(config, metadata, folder, state, source)
+    state = plain_norms(state, fields.num_attention_heads, fields.num_key_value_heads)
+    model = build(fields)
+    fit(model, state, source=source, rename=language_key, ignore=("inv_freq",), dtype=dtype, device=device)
+    model.config = fields.model_dump()
+    if folder is not None and (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer
+
+        model.text_tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return model.eval()
+
+
+def language_key(key: str) -> str | None:
+    """Drop the image encoder, which transformers' own files hold, and what stands outside the network."""
+    keep = key.startswith(("model.", "lm_head.")) and not key.startswith("model.vqmodel.")
+    return key if keep else None

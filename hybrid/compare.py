@@ -1,0 +1,166 @@
+"""The same prompts and seeds by the AR model, by both and by the masked model: timed, and drawn into one picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from hybrid.types import Generation
+
+if TYPE_CHECKING:
+    from hybrid.pipeline import HybridPipeline
+
+METHODS = {"ar": "AR", "hybrid": "hybrid", "masked": "masked"}
+"""Columns, from left to right, and what they are called."""
+
+CELL = 128
+"""A picture is enlarged by a whole number until its shorter side has this many pixels."""
+
+GAP, MARGIN, LABEL = 12, 16, 150
+INK, PALE, PAPER = "#1a1a1a", "#6b6b6b", "white"
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One method's runs.
+
+    Attributes:
+        method: a key of ``METHODS``.
+        seconds: of each timed run, for all pictures together.
+        result: of the last run.
+    """
+
+    method: str
+    seconds: tuple[float, ...]
+    result: Generation
+
+    @property
+    def median(self) -> float:
+        """Median seconds."""
+        return median(self.seconds)
+
+    @property
+    def passes(self) -> str:
+        """Forward passes in words: of the AR model, and of the masked one."""
+        parts = [self.result.phases.passes[phase] for phase in ("prefix", "fill")]
+        return " + ".join(str(count) for count in parts if count) + " passes"
+
+
+def race(
+    pipe: HybridPipeline,
+    prompts: Sequence[str],
+    arguments: Mapping[str, Any],
+    *,
+    repeats: int = 3,
+    tell: Callable[[str, int, int], Any] = lambda method, done, total: None,
+) -> list[Lane]:
+    """Draw the prompts by each method: one warm-up run each, then timed runs that take turns.
+
+    Args:
+        pipe: has both models.
+        prompts: drawn in one batch.
+        arguments: of ``pipe``, among them the seed.
+        repeats: timed runs of each method.
+        tell: called before each run with its method, the runs done and their total.
+
+    Raises:
+        ValueError: a model is missing, or arguments that the pipeline refuses.
+    """
+    for model, name in ((pipe.ar, "AR"), (pipe.masked, "masked")):
+        if model is None:
+            raise ValueError(f"--compare needs an AR and a masked model; {pipe.name} has no {name} model")
+    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    results: dict[str, Generation] = {}
+    both = ("ar_fraction", "ar_tokens")
+    for turn in range(repeats + 1):
+        for place, method in enumerate(METHODS):
+            tell(method, turn * len(METHODS) + place, (repeats + 1) * len(METHODS))
+            given = {key: value for key, value in arguments.items() if method == "hybrid" or key not in both}
+            results[method] = pipe(list(prompts), method=method, **given)
+            if turn:
+                seconds[method].append(results[method].phases.total_seconds)
+    return [Lane(method, tuple(seconds[method]), results[method]) for method in METHODS]
+
+
+def load_note() -> str:
+    """How busy the machine is, in words, with a warning where that spoils times."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not hasattr(os, "getloadavg"):
+        return f"{cores} cores"
+    load = os.getloadavg()[0]
+    busy = "; other programs are running, so times are too long and uneven" if load > 0.75 * cores else ""
+    return f"load {load:.1f} on {cores} cores{busy}"
+
+
+def compare_picture(lanes: Sequence[Lane], labels: Sequence[tuple[str, str]], title: str) -> Image.Image:
+    """One picture: a column for each method with its time in the header, a row for each prompt.
+
+    Args:
+        lanes: as ``race`` gives them, their results with PIL images.
+        labels: each row's prompt and, smaller, its seed.
+        title: the line at the top.
+    """
+    first = lanes[0].result.images[0]
+    zoom = max(1, -(-CELL // min(first.size)))
+    cell_width, cell_height = first.width * zoom, first.height * zoom
+    large, normal, small = (ImageFont.load_default(size) for size in (20, 15, 13))
+    baseline = lanes[0].median
+    headers = [
+        (METHODS[lane.method], f"{_seconds(lane.median)}, {_speedup(baseline / lane.median)}", lane.passes)
+        for lane in lanes
+    ]
+    texts = [(text, font) for header in headers for text, font in zip(header, (large, normal, small), strict=True)]
+    column = max(cell_width, *(int(font.getlength(text)) + 1 for text, font in texts))
+    top = MARGIN + 24
+    rows_top = top + 72
+    width = 2 * MARGIN + LABEL + len(lanes) * (GAP + column)
+    width = max(width, 2 * MARGIN + int(normal.getlength(title)) + 1)
+    page = Image.new("RGB", (width, rows_top + len(labels) * (cell_height + GAP) - GAP + MARGIN), PAPER)
+    pen = ImageDraw.Draw(page)
+    pen.text((MARGIN, MARGIN), title, fill=PALE, font=normal, anchor="lt")
+    for place, (lane, header) in enumerate(zip(lanes, headers, strict=True)):
+        left = MARGIN + LABEL + GAP + place * (column + GAP)
+        for text, font, down, ink in zip(header, (large, normal, small), (8, 32, 52), (INK, INK, PALE), strict=True):
+            pen.text((left, top + down), text, fill=ink, font=font, anchor="lt")
+        for row, picture in enumerate(lane.result.images):
+            enlarged = picture.resize((cell_width, cell_height), Image.Resampling.NEAREST)
+            page.paste(enlarged, (left, rows_top + row * (cell_height + GAP)))
+    for row, (prompt, seed) in enumerate(labels):
+        lines = _wrapped(prompt, normal, LABEL, (cell_height - 20) // 20)
+        middle = rows_top + row * (cell_height + GAP) + (cell_height - 20 * len(lines) - 18) // 2
+        for number, text in enumerate(lines):
+            pen.text((MARGIN, middle + 20 * number), text, fill=INK, font=normal, anchor="lt")
+        pen.text((MARGIN, middle + 20 * len(lines) + 2), seed, fill=PALE, font=small, anchor="lt")
+    return page
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
+
+
+def _speedup(factor: float) -> str:
+    return f"{factor:.2f}×" if factor < 10 else f"{factor:.1f}×"
+
+
+def _wrapped(text: str, font: Any, width: int, most: int) -> list[str]:
+    """A text in lines that fit the width; "…" where it takes more than ``most`` lines."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+            continue
+        while font.getlength(word) > width:
+            cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+            lines.append(word[:cut])
+            word = word[cut:]
+        lines.append(word)
+    if len(lines) > max(most, 1):
+        lines = lines[: max(most, 1)]
+        lines[-1] += " …"
+    return lines

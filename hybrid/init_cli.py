@@ -1,0 +1,54 @@
+"""``hybrid-init-maskgil LLAMAGEN_FILE -o OUT.safetensors``: a MaskGIL that starts from LlamaGen's weights."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns 0, or 2 after one line about a mistake."""
+    parser = argparse.ArgumentParser(
+        prog="hybrid-init-maskgil",
+        description="Write a MaskGIL, ready to be trained, whose blocks and embeddings are a LlamaGen's.",
+        epilog="Load it with hybrid.adapters.load('maskgil', OUT). Untrained, it draws nothing sensible.",
+    )
+    parser.add_argument("weights", type=Path, help="LlamaGen's weights: .pt, .safetensors or a folder")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument(
+        "--config",
+        help="LlamaGen's size, such as c2i-L-384 or t2i-XL-512 (default: what the file tells, with its grid as 16x16 "
+        "where it does not say)",
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        return run(arguments.weights, arguments.out, arguments.config)
+    except (ValueError, OSError) as error:
+        print(f"hybrid-init-maskgil: {error}", file=sys.stderr)
+        return 2
+
+
+def run(weights: Path, out: Path, config: str | None) -> int:
+    """Read, rename and write.
+
+    Raises:
+        ValueError: weights that are not LlamaGen's, or an output that is no safetensors file or the input itself.
+    """
+    from hybrid.adapters.maskgil_init import init_from_file
+    from hybrid.checkpoint import save_weights
+
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out}: expected a name that ends in .safetensors")
+    if out.resolve() == weights.resolve():
+        raise ValueError(f"{out}: is the file to be read; name another one")
+    state, fields = init_from_file(weights, config)
+    save_weights(out, state, metadata={"kind": "maskgil", "config": fields.model_dump()})
+    count = sum(tensor.numel() for tensor in state.values())
+    asked = "captions" if fields.model_type == "t2i" else f"{fields.num_classes} classes"
+    print(f"{out}: MaskGIL, {count / 1e6:.1f}M parameters, {fields.vocab_size} codes, {fields.grid} grid, {asked}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""What a request says, checked: devices, types, seeds, the share of the AR model, sizes, classes, in-painting masks.
+
+Plain functions that ``HybridPipeline`` calls before anything is drawn. This file knows arguments and their errors; it
+runs no network but the tokenizer's encoder.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybrid.config import DefaultsConfig, PhaseConfig
+from hybrid.pictures import from_pil, mask_from_pil
+from hybrid.sampler import Sampling
+from hybrid.sampling import Guidance
+from hybrid.types import Grid
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEVICES = ("cpu", "cuda", "mps")
+METHODS = {"hybrid": None, "ar": 1.0, "masked": 0.0}
+"""The AR fraction that a method stands for."""
+
+SEEDS = 2**63
+"""Seeds are below this."""
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """``auto`` is the best there is.
+
+    Raises:
+        ValueError: a device this machine or this torch does not have.
+    """
+    if device == "auto":
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(best)
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or (isinstance(device, str) and found.type not in DEVICES):
+        raise ValueError(f"device {device!r}: use auto, {', '.join(DEVICES)}")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda: this machine or this torch build has no CUDA; use device cpu or auto")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {found}: there are only {torch.cuda.device_count()} CUDA devices, counted from 0")
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device mps: not available here; use device cpu or auto")
+    return found
+
+
+def find_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """``auto`` is bf16 on CUDA and fp32 elsewhere."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def as_list(prompt: str | int | Sequence[str | int]) -> list[str | int]:
+    """One prompt or several as a list."""
+    return [prompt] if isinstance(prompt, (str, int)) else list(prompt)
+
+
+def find_seeds(
+    seed: int | None, generator: torch.Generator | Sequence[torch.Generator] | None, count: int
+) -> list[int] | list[torch.Generator]:
+    """A seed for each picture, or a generator where several were given.
+
+    Raises:
+        ValueError: both given, a seed out of range, or not one generator for each picture.
+    """
+    if seed is not None and generator is not None:
+        raise ValueError("give seed or generator, not both")
+    if isinstance(generator, torch.Generator):
+        return [int(value) for value in torch.randint(2**62, (count,), generator=generator)]
+    if generator is not None:
+        if len(generator) != count:
+            raise ValueError(f"{len(generator)} generators for {count} pictures; give one for each")
+        return list(generator)
+    first = secrets.randbelow(2**31) if seed is None else seed
+    if not 0 <= first <= SEEDS - count:
+        raise ValueError(f"seed {first}: must be 0 or above, and below 2^63")
+    return [first + place for place in range(count)]
+
+
+def find_sampling(defaults: PhaseConfig, given: Mapping[str, Any]) -> Sampling:
+    """A phase's defaults with what the request says in their place."""
+    chosen = defaults.model_dump() | {key: value for key, value in given.items() if value is not None}
+    kind = chosen["guidance_kind"]
+    window = {"start": chosen["guidance_start"], "end": chosen["guidance_end"]} if kind == "interval" else {}
+    guidance = Guidance(chosen["guidance_scale"], kind, **window)
+    return Sampling(guidance, chosen["temperature"], chosen["top_k"], chosen["top_p"])
+
+
+def find_split(
+    method: str | None,
+    fraction: float | None,
+    tokens: int | None,
+    defaults: DefaultsConfig,
+    *,
+    ar: bool,
+    masked: bool,
+    inpainting: bool,
+) -> tuple[float | None, int | None]:
+    """The method as a share or a number of AR tokens.
+
+    A request that says nothing takes the default where both models are there, and the only model otherwise. What the
+    numbers themselves must be is checked by the sampler.
+
+    Args:
+        method, fraction, tokens: what the request says.
+        defaults: what counts where it says nothing.
+        ar, masked: whether there is such a model.
+        inpainting: whether the request gives a picture.
+
+    Raises:
+        ValueError: an unknown method, one that contradicts the numbers, or one whose model is missing.
+    """
+    told = fraction is not None or tokens is not None
+    if method is None and not told:
+        if not masked:
+            return 1.0, None
+        if not ar or inpainting:
+            return 0.0, None
+    chosen = method or ("hybrid" if told else defaults.method)
+    if chosen not in METHODS:
+        near = get_close_matches(chosen, METHODS, n=1)
+        raise ValueError(f"method {chosen!r}: use {near[0] if near else 'hybrid, ar or masked'}")
+    fixed = METHODS[chosen]
+    if fixed is not None:
+        if tokens is not None or fraction not in (None, fixed):
+            raise ValueError(f"method {chosen} fixes the AR fraction at {fixed:g}; drop one of the two")
+        return fixed, None
+    if method is not None:
+        if not (ar and masked):
+            have, lack = ("ar", "masked model") if ar else ("masked", "AR model")
+            raise ValueError(f"method hybrid: there is no {lack}; use method {have}")
+        if inpainting:
+            raise ValueError("method hybrid: in-painting runs in the masked phase; use method masked")
+    return (fraction, tokens) if told else (defaults.ar_fraction, None)
+
+
+def as_defaults(settings: Mapping[str, Any], defaults: DefaultsConfig) -> DefaultsConfig:
+    """What a result was drawn with, as defaults: a request that says nothing else repeats it.
+
+    Args:
+        settings: of a ``Generation`` that ``HybridPipeline`` returned.
+        defaults: what the pipeline had; it stays for a phase that did not run.
+    """
+    fields = defaults.model_dump()
+    ar_tokens, grid, fill = settings["ar_tokens"], settings["grid"], settings["fill"]
+    fields["method"] = "masked" if ar_tokens == 0 else "ar" if ar_tokens == grid[0] * grid[1] else "hybrid"
+    fields["ar_fraction"] = settings["ar_fraction"]
+    if settings["prefix"] is not None:
+        fields["ar"] = _phase(settings["prefix"])
+    if fill is not None:
+        fields["masked"] = _phase(fill["sampling"])
+        fields |= {key: fill[key] for key in ("steps", "schedule", "resume", "order", "noise")}
+    return DefaultsConfig.model_validate(fields)
+
+
+def _phase(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    drawing = {key: sampling[key] for key in ("temperature", "top_k", "top_p")}
+    return drawing | {f"guidance_{key}": value for key, value in sampling["guidance"].items()}
+
+
+def find_label(prompt: str | int, classes: Sequence[str] | None, model: str) -> str | int:
+    """The class that a name, or a number in words, means. Without names the prompt stays what it is.
+
+    Raises:
+        ValueError: a name that is no class.
+    """
+    if isinstance(prompt, int) or prompt.strip().isdecimal():
+        return int(prompt)
+    if classes is None:
+        return prompt
+    name = prompt.strip().lower()
+    names = [entry.lower() for entry in classes]
+    for spelling in (name, name.removesuffix("s"), name.removeprefix("a ").removeprefix("an ")):
+        if spelling in names:
+            return names.index(spelling)
+    near = get_close_matches(name, names, n=1)
+    hint = f"did you mean {classes[names.index(near[0])]!r}? " if near else ""
+    shown = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
+    raise ValueError(f"prompt {prompt!r}: not a class of {model}; {hint}classes: {shown}")
+
+
+def find_grid(height: int | None, width: int | None, factor: int) -> Grid | None:
+    """The token grid of a picture of that many pixels; None where no size is given.
+
+    Raises:
+        ValueError: one side only, or sides that are no multiples of a token's.
+    """
+    if height is None and width is None:
+        return None
+    if height is None or width is None:
+        raise ValueError("size: give height and width together")
+    if height < 1 or width < 1 or height % factor or width % factor:
+        raise ValueError(f"size {width}x{height}: width and height must be multiples of {factor} pixels, from {factor}")
+    return Grid(height // factor, width // factor)
+
+
+def find_inpainting(image: Any, mask: Any, grid: Grid | None, tokenizer: Any, dtype: torch.dtype) -> tuple[Tensor, Any]:
+    """Tokens of the picture, and which of them stay: those whose pixels are all black in the mask.
+
+    Args:
+        image, mask: pictures, files or tensors.
+        grid: what the model will fill; None accepts the picture's own.
+        tokenizer: encodes the picture.
+        dtype: the tokenizer's type.
+
+    Raises:
+        ValueError: a file that is no picture, sizes that do not fit, or a mask without a white place.
+    """
+    factor, device = tokenizer.factor, tokenizer.codebook_kd.device
+    pixels = from_pil(image).to(device, dtype)
+    size = (pixels.shape[-2], pixels.shape[-1])
+    grid = grid or find_grid(*size, factor)
+    assert grid is not None
+    wanted = (grid.height * factor, grid.width * factor)
+    if size != wanted:
+        raise ValueError(
+            f"image is {size[1]}x{size[0]} pixels; this model needs {wanted[1]}x{wanted[0]} (width x height)"
+        )
+    drawn = mask_from_pil(mask).to(device)
+    if drawn.shape != size:
+        raise ValueError(f"mask is {drawn.shape[1]}x{drawn.shape[0]} pixels, the image {size[1]}x{size[0]}")
+    if not bool(drawn.any()):
+        raise ValueError("mask has no white place, so there is nothing to draw; white marks what is drawn anew")
+    blocks = drawn.unflatten(0, (-1, factor)).unflatten(2, (-1, factor))
+    keep = ~blocks.any(dim=3).any(dim=1).flatten()
+    with torch.inference_mode():
+        return tokenizer.encode(pixels[None])[0], keep
