@@ -292,7 +292,7 @@ def create(config: str | Mapping[str, Any]) -> tuple[HaltonMaskGIT, dict[str, An
         if isinstance(part, nn.Embedding):
             nn.init.normal_(part.weight, std=0.02)
     for block in model.layers:
-        nn.init.zeros_(block.mlp[1].weight)
+        nn.init.zeros_(block.get_parameter("mlp.1.weight"))
     return model, fields.model_dump(by_alias=True)
 
 

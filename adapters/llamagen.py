@@ -72,7 +72,7 @@ class TransformerConfig(BaseModel):
         return Grid(side, side) if side * side == self.block_size else None
 
 
-Config = TypeVar("Config", bound=TransformerConfig)
+Config = TypeVar("Config", bound=BaseModel)
 
 WIDTHS = {
     "B": {"dim": 768, "n_layer": 12, "n_head": 12},

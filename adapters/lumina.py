@@ -2,7 +2,7 @@
 
 A sequence is [prompt, image start, height, width, row, new line, row, new line, …]. This file knows those ids, counts
 them from the place, and keeps the static cache of several streams (conditional and not, prompts of any length) in one
-batch. The network is transformers' ``ChameleonModel`` (5.x; tested with 5.23), without its image encoder; the head is
+batch. The network is transformers' ``ChameleonModel`` (5.0 to 5.23), without its image encoder; the head is
 applied here, since transformers masks image logits away. An unconditional stream is an empty prompt: it starts at
 the image's start with positions from 0.
 """
@@ -10,7 +10,7 @@ the image's start with positions from 0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +23,8 @@ from hybrid.checkpoint import fit, read_weights, source_name, unwrap
 from hybrid.types import Grid, Prompts
 
 from .llama import KVCache, Window
-from .lumina_config import SIZE_PIXELS, TOKEN_PIXELS, Ids, LuminaConfig, check_codes, find_config, plain_norms
-
-PROMPT = "Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
-
-
-@dataclass(frozen=True)
-class LuminaCondition:
-    """Tokenised prompts.
-
-    Attributes:
-        prompts: 1-D ids of each image's prompt, empty where the condition is dropped.
-        grid: the token grid.
-    """
-
-    prompts: tuple[Tensor, ...]
-    grid: Grid
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def null(self) -> LuminaCondition:
-        return replace(self, prompts=tuple(ids[:0] for ids in self.prompts))
-
-    def cat(self, other: LuminaCondition) -> LuminaCondition:
-        if self.grid != other.grid:
-            raise ValueError(f"grids {self.grid} and {other.grid} cannot share a batch")
-        return replace(self, prompts=self.prompts + other.prompts)
+from .lumina_config import LuminaConfig, find_config, plain_norms
+from .lumina_prompt import TOKEN_PIXELS, Ids, LuminaCondition, check_codes, lumina_condition, size_ids
 
 
 @dataclass
@@ -87,6 +62,9 @@ class _Slot:
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         return self.cache.write(layer, key, value, self.window)
 
+    def get_seq_length(self) -> int:
+        return self.window.end - self.window.indices_bw.shape[1]
+
 
 class Lumina(nn.Module):
     """The AR model. Implements ``hybrid.types.ARModel``.
@@ -110,6 +88,15 @@ class Lumina(nn.Module):
         self.codebook_size, self.grid, self.ids = codebook_size, grid, Ids()
         self.vocabulary_size: int = fields.vocab_size
         self._text_tokenizer: Any = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Lumina:
+        """Moves and casts what ``nn.Module`` would, but the rotary table stays float32 whatever the weights become."""
+        rotary = self.model.rotary_emb
+        tables = dict(rotary.named_buffers())
+        super()._apply(fn, recurse)
+        for name, table in tables.items():
+            setattr(rotary, name, table.to(getattr(rotary, name).device))
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -137,14 +124,7 @@ class Lumina(nn.Module):
         grid = grid or self.grid
         if grid is None:
             raise ValueError("this checkpoint's own grid is not known: pass the grid")
-        side = SIZE_PIXELS // TOKEN_PIXELS
-        if grid.height % side or grid.width % side:
-            raise ValueError(f"grid {grid}: both sides must be multiples of {side} tokens ({SIZE_PIXELS} pixels)")
-        if max(self._size_ids(grid)) >= self.vocabulary_size:
-            raise ValueError(f"grid {grid}: the vocabulary has no size tokens for it")
-        if isinstance(prompts, tuple):
-            raise ValueError("lumina takes captions or 1-D tensors of token ids, not text embeddings")
-        return LuminaCondition(tuple(self._prompt_ids(prompt, grid) for prompt in prompts), grid)
+        return lumina_condition(prompts, grid, self.text_tokenizer, self.vocabulary_size, self.ids, self.device)
 
     def prefill(self, condition: Any, capacity: int) -> tuple[Tensor, LuminaState]:
         """Read the condition into a cache for ``capacity`` image tokens. Returns logits_bk of place 0 and the cache.
@@ -159,17 +139,10 @@ class Lumina(nn.Module):
         batch, offset = ids_bs.shape
         # One index more than the tokens and new lines: rows that cross fewer line ends than others feed one in vain.
         length = offset + capacity + capacity // grid.width + 1
-        fields = self.model.config
-        heads = fields.num_attention_heads
-        cache = KVCache(
-            fields.num_hidden_layers,
-            batch,
-            fields.num_key_value_heads,
-            length,
-            fields.hidden_size // heads,
-            dtype=self.lm_head.weight.dtype,
-            device=self.device,
-        )
+        shape = self.model.config
+        layers, heads = shape.num_hidden_layers, shape.num_key_value_heads
+        head_dim, dtype = shape.hidden_size // shape.num_attention_heads, self.lm_head.weight.dtype
+        cache = KVCache(layers, batch, heads, length, head_dim, dtype=dtype, device=self.device)
         filled = torch.zeros(batch, dtype=torch.long, device=self.device)
         state = LuminaState(cache, capacity, grid.width, offset, padding_b, filled)
         indices = torch.arange(offset, device=self.device).expand(batch, offset)
@@ -224,26 +197,9 @@ class Lumina(nn.Module):
         """``score``, under the name that training wrappers call."""
         return self.score(tokens_bn, condition)
 
-    def _prompt_ids(self, prompt: Any, grid: Grid) -> Tensor:
-        if isinstance(prompt, str):
-            if self.text_tokenizer is None:
-                raise ValueError("captions need the vocabulary: set text_tokenizer (tokenizer.json), or pass token ids")
-            pixels = {"width": grid.width * TOKEN_PIXELS, "height": grid.height * TOKEN_PIXELS}
-            text = self.text_tokenizer.encode(PROMPT.format(prompt=prompt, **pixels), add_special_tokens=False).ids
-            prompt = torch.tensor([self.ids.begin, *text, self.ids.end_of_turn])
-        if not isinstance(prompt, Tensor) or prompt.ndim != 1 or prompt.is_floating_point():
-            raise ValueError(f"prompt {prompt!r}: lumina takes a caption or a 1-D tensor of token ids")
-        if len(prompt) and not 0 <= int(prompt.min()) <= int(prompt.max()) < self.vocabulary_size:
-            raise ValueError(f"prompt: token ids must be 0..{self.vocabulary_size - 1}")
-        return prompt.to(self.device, torch.long)
-
-    def _size_ids(self, grid: Grid) -> tuple[int, int]:
-        height, width = (side * TOKEN_PIXELS // SIZE_PIXELS for side in (grid.height, grid.width))
-        return self.ids.size + height, self.ids.size + width
-
     def _prefix(self, condition: LuminaCondition) -> tuple[Tensor, Tensor]:
         """Ids before the first code, padded on the left, and each row's padding."""
-        start = torch.tensor([self.ids.image_start, *self._size_ids(condition.grid)], device=self.device)
+        start = torch.tensor([self.ids.image_start, *size_ids(condition.grid, self.ids)], device=self.device)
         rows = [torch.cat((ids, start)) for ids in condition.prompts]
         ids_bs = pad_sequence(rows, batch_first=True, padding_side="left")
         return ids_bs, torch.tensor([ids_bs.shape[1] - len(row) for row in rows], device=self.device)
@@ -306,6 +262,8 @@ def build(config: LuminaConfig) -> Lumina:
     )
     with torch.device("meta"):
         backbone = ChameleonModel(fields)
+        if not hasattr(backbone, "rotary_emb"):
+            raise ValueError("lumina needs transformers 5.0 or later")
         del backbone.vqmodel
         model = Lumina(backbone, codebook_size=config.codebook_size, grid=None if side is None else Grid(side, side))
     backbone.rotary_emb = type(backbone.rotary_emb)(fields)  # its table is in no file, so it needs a real device

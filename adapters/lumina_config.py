@@ -1,12 +1,9 @@
-"""What Lumina-mGPT's files say: the network's configuration, where the vocabulary keeps an image's parts, and the
-shape of its head norms. This file knows no network.
-"""
+"""What Lumina-mGPT's files say: its configuration and the shape of its head norms. This file knows no network."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,23 +12,7 @@ from torch import Tensor
 
 from hybrid.config import parse
 
-TOKEN_PIXELS = 16
-"""Side of a token in pixels (Chameleon's VQGAN)."""
-
-SIZE_PIXELS = 32
-"""What size tokens count."""
-
-
-@dataclass(frozen=True)
-class Ids:
-    """Where the vocabulary keeps what an image is made of. Sizes stand at ``size`` plus their number."""
-
-    code: int = 4
-    image_start: int = 8197
-    new_line: int = 8803
-    size: int = 8804
-    begin: int = 0
-    end_of_turn: int = 8710
+from .lumina_prompt import SIZE_PIXELS, Ids
 
 
 class LuminaConfig(BaseModel):
@@ -159,22 +140,3 @@ def plain_norms(state: Mapping[str, Tensor], heads: int, key_heads: int) -> dict
         if wanted is not None and tensor.ndim == 2 and 0 < len(tensor) < wanted and wanted % len(tensor) == 0:
             plain[key] = tensor.repeat_interleave(wanted // len(tensor), dim=0)
     return plain
-
-
-def check_codes(vocabulary: Mapping[str, int], offset: int, codes: int) -> None:
-    """Compare a vocabulary's image codes, named ``IMGIMG`` + number with A to J for 0 to 9 + ``Z``, with code + offset.
-
-    Raises:
-        ValueError: another number of codes, or one that stands elsewhere.
-    """
-    digits = str.maketrans("ABCDEFGHIJ", "0123456789")
-    table = {
-        int(name[6:-1].translate(digits)): number
-        for name, number in vocabulary.items()
-        if name.startswith("IMGIMG") and name.endswith("Z") and name[6:-1].translate(digits).isdecimal()
-    }
-    if len(table) != codes:
-        raise ValueError(f"vocabulary: expected {codes} image codes (IMGIMG…Z), got {len(table)}")
-    wrong = next((code for code in range(codes) if table.get(code) != code + offset), None)
-    if wrong is not None:
-        raise ValueError(f"vocabulary: image code {wrong} expected id {wrong + offset}, got {table.get(wrong)}")

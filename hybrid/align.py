@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hybrid.types import MASK, ImageTokenizer
 
 EXACT = 1e-5
-"""Largest difference of a coordinate for two code vectors to be the same one."""
+"""Largest distance of two code vectors to be the same one, as a share of the mean code length."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,12 @@ def align(ar: ImageTokenizer, masked: ImageTokenizer, *, lossy: bool = False) ->
             "use models of one tokenizer, or transcode whole rows through pixels"
         )
     distance_k, table_k = nearest(source, target)
-    if bool((distance_k <= EXACT * source.shape[1] ** 0.5).all()):
+    length = float(source.norm(dim=1).mean())
+    if bool((distance_k <= EXACT * length).all()):
         shift = table_k - torch.arange(len(table_k))
         kind = "offset" if bool((shift == shift[0]).all()) else "permutation"
         return Alignment(kind, table_k)
-    mean, length = float(distance_k.mean()), float(source.norm(dim=1).mean())
+    mean = float(distance_k.mean())
     message = f"nearest codes, mean distance {mean:.4g} where code vectors have mean length {length:.4g}"
     if not lossy:
         raise ValueError(

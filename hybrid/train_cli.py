@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{path}: the device's memory is too small; divide loop.batch_size ({loop.batch_size}) and multiply "
             f"loop.accumulate ({loop.accumulate}) by the same number"
         ) from None
-    if last < loop.steps:
+    if stop() and 0 < last < loop.steps:
         console.print(f"stopped at step {last}, which is saved in {out}; the same command goes on")
         return 128 + stop.number
     console.print(f"done: {out / 'model.safetensors'}")
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def show(progress: Iterable[Progress], loop: LoopConfig, console: Console) -> int:
-    """A live bar on a terminal, else a line for each logged step. Returns the last step."""
+    """A live bar on a terminal, else a line for each logged step. Returns the last step, 0 where there was none."""
     last = 0
     if not console.is_terminal:
         for entry in progress:

@@ -76,7 +76,8 @@ def test_captions_are_embedded_once_each(tmp_path: Path) -> None:
     table = embed_captions(folder, encoder, name="lengths", batch=4)
     assert len(table.captions) == len(set(table.captions)) == len(encoder.seen) == 22
     place = table.captions.index("thing 10")
-    assert table.embedding_csd[place].tolist() == [[0.0] * 3, [8.0] * 3] and table.mask_cs[place].tolist() == [False, True]
+    assert table.embedding_csd[place].tolist() == [[0.0] * 3, [8.0] * 3]
+    assert table.mask_cs[place].tolist() == [False, True]
     again = embed_captions(folder, encoder, name="lengths")
     assert len(encoder.seen) == 22 and np.array_equal(again.embedding_csd, table.embedding_csd)
     embed_captions(folder, encoder, name="other")

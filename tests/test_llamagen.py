@@ -178,9 +178,9 @@ def test_truncated_tokens_leave_no_trace() -> None:
     wrong[:, 4:] = 63 - wrong[:, 4:]
     net.decode(wrong[:, :12], torch.zeros(3, dtype=torch.long), state)
     state.truncate(torch.tensor([4, 2, 3]))
+    state.truncate(torch.tensor([16, 16, 16]))  # brings nothing back
     with pytest.raises(ValueError, match=r"^decode at places \[4, 3, 3\]: only \[4, 2, 3\] tokens were fed$"):
         net.decode(tokens[:, :1], torch.tensor([4, 3, 3]), state)
-    state.truncate(torch.tensor([16, 16, 16]))  # truncating further on brings nothing back
     places = torch.tensor([4, 2, 3])
     window = places[:, None] + torch.arange(6)
     logits = net.decode(tokens.gather(1, window), places, state)
