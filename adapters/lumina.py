@@ -24,7 +24,7 @@ from hybrid.types import Grid, Prompts
 
 from .llama import KVCache, Window
 from .lumina_config import LuminaConfig, find_config, plain_norms
-from .lumina_prompt import TOKEN_PIXELS, Ids, LuminaCondition, check_codes, lumina_condition, size_ids
+from .lumina_prompt import TOKEN_PIXELS, Ids, LuminaCondition, check_codes, lumina_condition, read_tokenizer, size_ids
 
 
 @dataclass
@@ -277,7 +277,8 @@ def load(
     device: torch.device,
     dtype: torch.dtype | None = None,
 ) -> Lumina:
-    """See ``hybrid.adapters.load``. A ``tokenizer.json`` beside the weights becomes ``text_tokenizer``.
+    """See ``hybrid.adapters.load``. ``config.json`` beside the weights counts where no configuration is given, and a
+    ``tokenizer.json`` beside them becomes ``text_tokenizer``.
 
     Raises:
         ValueError: no weights, weights that do not fit, a vocabulary whose image codes stand elsewhere.
@@ -287,16 +288,16 @@ def load(
     state, metadata = read_weights(weights)
     source = source_name(weights)
     state = unwrap(state, "model.embed_tokens.weight", source=source)
-    folder = Path(weights) if isinstance(weights, (str, Path)) and Path(weights).is_dir() else None
+    folder = None
+    if not isinstance(weights, Mapping):
+        folder = Path(weights) if Path(weights).is_dir() else Path(weights).parent
     fields = find_config(config, metadata, folder, state, source)
     state = plain_norms(state, fields.num_attention_heads, fields.num_key_value_heads)
     model = build(fields)
     fit(model, state, source=source, rename=language_key, ignore=("inv_freq",), dtype=dtype, device=device)
     model.config = fields.model_dump()
     if folder is not None and (folder / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer
-
-        model.text_tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        model.text_tokenizer = read_tokenizer(folder / "tokenizer.json")
     return model.eval()
 
 

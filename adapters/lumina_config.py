@@ -73,16 +73,20 @@ def find_config(
     state: Mapping[str, Tensor],
     source: str,
 ) -> LuminaConfig:
-    """A configuration from what the caller says, else the file's metadata, the folder's ``config.json``, the shapes.
+    """A configuration from what the caller says, else the file's metadata, ``config.json``, the shapes.
 
     Raises:
-        ValueError: an unknown name or field, a rotary scaling, or nothing that tells the configuration.
+        ValueError: an unknown name or field, a rotary scaling, a broken file, or nothing that tells the configuration.
     """
     where = "lumina config"
     if config is None and "config" in metadata:
         config = metadata["config"]
     if config is None and folder is not None and (folder / "config.json").is_file():
-        config, where = json.loads((folder / "config.json").read_text(encoding="utf-8")), f"{source}/config.json"
+        where = str(folder / "config.json")
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{where}: not JSON ({error})") from None
     if config is None:
         return parse(LuminaConfig, infer(state, source), source)
     if isinstance(config, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,6 +113,20 @@ def size_ids(grid: Grid, ids: Ids) -> tuple[int, int]:
     """Ids of a grid's height and width."""
     height, width = (side * TOKEN_PIXELS // SIZE_PIXELS for side in (grid.height, grid.width))
     return ids.size + height, ids.size + width
+
+
+def read_tokenizer(path: Path) -> Any:
+    """A ``tokenizers.Tokenizer`` from its file.
+
+    Raises:
+        ValueError: not such a file.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path}: not a tokenizer ({str(error).splitlines()[0]})") from None
 
 
 def check_codes(vocabulary: Mapping[str, int], offset: int, codes: int) -> None:

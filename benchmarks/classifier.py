@@ -179,7 +179,12 @@ def main(argv: list[str] | None = None) -> int:
     save_weights(
         out,
         state,
-        metadata={"kind": "fashion-classifier", "recipe": RECIPE, "classes": CLASSES, "test_accuracy": float(hits.mean())},
+        metadata={
+            "kind": "fashion-classifier",
+            "recipe": RECIPE,
+            "classes": CLASSES,
+            "test_accuracy": float(hits.mean()),
+        },
     )
     print(f"{out}: test accuracy {hits.mean():.4f}, sha256 {sha256(out)}")
     return 0

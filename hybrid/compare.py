@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
+from unicodedata import combining, normalize
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -111,8 +112,8 @@ def compare_picture(lanes: Sequence[Lane], labels: Sequence[tuple[str, str]], ti
     large, normal, small = (ImageFont.load_default(size) for size in (20, 15, 13))
     baseline = lanes[0].median
     headers = [
-        (METHODS[lane.method], f"{_seconds(lane.median)}, {_speedup(baseline / lane.median)}", lane.passes)
-        for lane in lanes
+        (METHODS[lane.method], _seconds(lane.median) + (_speedup(baseline / lane.median) if place else ""), lane.passes)
+        for place, lane in enumerate(lanes)
     ]
     texts = [(text, font) for header in headers for text, font in zip(header, (large, normal, small), strict=True)]
     column = max(cell_width, *(int(font.getlength(text)) + 1 for text, font in texts))
@@ -131,12 +132,17 @@ def compare_picture(lanes: Sequence[Lane], labels: Sequence[tuple[str, str]], ti
             enlarged = picture.resize((cell_width, cell_height), Image.Resampling.NEAREST)
             page.paste(enlarged, (left, rows_top + row * (cell_height + GAP)))
     for row, (prompt, seed) in enumerate(labels):
-        lines = _wrapped(prompt, normal, LABEL, (cell_height - 20) // 20)
+        lines = _wrapped(_plain(prompt), normal, LABEL, (cell_height - 20) // 20)
         middle = rows_top + row * (cell_height + GAP) + (cell_height - 20 * len(lines) - 18) // 2
         for number, text in enumerate(lines):
-            pen.text((MARGIN, middle + 20 * number), text, fill=INK, font=normal, anchor="lt")
-        pen.text((MARGIN, middle + 20 * len(lines) + 2), seed, fill=PALE, font=small, anchor="lt")
+            pen.text((MARGIN + LABEL, middle + 20 * number), text, fill=INK, font=normal, anchor="rt")
+        pen.text((MARGIN + LABEL, middle + 20 * len(lines) + 2), seed, fill=PALE, font=small, anchor="rt")
     return page
+
+
+def _plain(text: str) -> str:
+    """Letters without accents, which Pillow's built-in font lacks; other writing than Latin shows as boxes."""
+    return "".join(letter for letter in normalize("NFKD", text) if not combining(letter))
 
 
 def _seconds(value: float) -> str:
@@ -144,11 +150,12 @@ def _seconds(value: float) -> str:
 
 
 def _speedup(factor: float) -> str:
-    return f"{factor:.2f}×" if factor < 10 else f"{factor:.1f}×"
+    # An x, because Pillow's built-in font has no multiplication sign.
+    return f", {factor:.2f}x as fast" if factor < 10 else f", {factor:.1f}x as fast"
 
 
 def _wrapped(text: str, font: Any, width: int, most: int) -> list[str]:
-    """A text in lines that fit the width; "…" where it takes more than ``most`` lines."""
+    """A text in lines that fit the width; "..." where it takes more than ``most`` lines."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -162,5 +169,5 @@ def _wrapped(text: str, font: Any, width: int, most: int) -> list[str]:
         lines.append(word)
     if len(lines) > max(most, 1):
         lines = lines[: max(most, 1)]
-        lines[-1] += " …"
+        lines[-1] += " ..."
     return lines

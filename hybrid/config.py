@@ -32,13 +32,15 @@ def parse(model: type[Model], fields: Mapping[str, Any], source: str) -> Model:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelled required key is both missing and unknown; the second says more.
+        first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             near = get_close_matches(str(first["loc"][-1]), _known(model, first["loc"][:-1]), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{source}: unknown key {key!r}{hint}") from None
-        raise ValueError(f"{source}: {key}: {first['msg']} (got {first['input']!r})") from None
+        got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+        raise ValueError(f"{source}: {key}: {first['msg']}{got}") from None
 
 
 def _known(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -61,7 +61,7 @@ def read_settings(path: Path) -> PictureSettings:
     Raises:
         ValueError: no such file, no picture, or a picture without settings.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as picture:
@@ -69,6 +69,8 @@ def read_settings(path: Path) -> PictureSettings:
             text = getattr(picture, "text", {}).get(KEY)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not a picture in a known format") from None
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path}: not a readable picture ({error})") from None
     if text is None:

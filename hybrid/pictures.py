@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 
@@ -60,5 +60,7 @@ def _open(picture: Image.Image | str | Path) -> Image.Image:
             return opened.copy()
     except FileNotFoundError:
         raise ValueError(f"{picture}: no such file") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{picture}: not a picture in a known format") from None
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{picture}: not a readable picture ({error})") from None

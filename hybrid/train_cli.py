@@ -86,6 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if config.task != "tokenizer":
+        console.print("codes and captions: the first run makes them (minutes), later ones read them beside the data")
     task = build_task(config, data=arguments.data, tokenizer=arguments.tokenizer, source=str(path))
     parameters = sum(value.numel() for value in task.model.parameters())
     console.print(f"{path.stem}: {parameters / 1e6:.1f}M parameters, {loop.steps} steps of {loop.batch_size} → {out}")

@@ -1,0 +1,87 @@
+"""``hybrid-bench``: parse, call, show."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns 0; 2 after one line about a mistake; 130 after Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.call(arguments))
+    except (ValueError, OSError) as error:
+        print(f"hybrid-bench: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hybrid-bench: stopped; run the same command to go on where it was", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hybrid-bench", description="Measure fidelity and speed.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    figures = commands.add_parser(
+        "figures", help="recompute a pair's fidelity figures", description="Recompute a pair's fidelity figures."
+    )
+    figures.add_argument("set", choices=("fashion", "emoji"), help="the data set, and the embedded pair of its name")
+    figures.add_argument("--pair", help="another pairing: a folder, a YAML file or a shipped name")
+    figures.add_argument("--pictures", type=int, metavar="N", help="pictures a method (fashion 10000, emoji 4000)")
+    figures.add_argument("--seed", type=int, default=0, help="seed of pictures and resamples (0)")
+    figures.add_argument("--data", type=Path, metavar="DIR", help="data folder (default: where hybrid-data writes it)")
+    figures.add_argument("--out", type=Path, metavar="FILE", help="default: figures.json beside the pair's weights")
+    figures.add_argument("--threads", type=int, help="CPU threads")
+    figures.set_defaults(call=_figures)
+    return parser
+
+
+def _figures(arguments: argparse.Namespace) -> int:
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from hybrid.benchmarks.figures import make_figures
+
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise ValueError(f"--threads {arguments.threads}: must be at least 1")
+        torch.set_num_threads(arguments.threads)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def told(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        path, content = make_figures(
+            arguments.set,
+            pair=arguments.pair,
+            data=arguments.data,
+            pictures=arguments.pictures,
+            seed=arguments.seed,
+            out=arguments.out,
+            told=told,
+        )
+    _show(content)
+    print(path)
+    return 0
+
+
+def _show(content: Mapping[str, Any]) -> None:
+    """The named figures with their intervals, one a line."""
+    if content["preliminary"]:
+        print(f"preliminary: {content['pictures']} pictures a method, {content['required_pictures']} are required")
+    for name, value in content.items():
+        if isinstance(value, float) and name != "seconds":
+            low, high = content["intervals"].get(name, (None, None))
+            print(f"{name} {value:.4g}" + ("" if low is None else f" [{low:.4g}, {high:.4g}]"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

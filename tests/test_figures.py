@@ -1,0 +1,373 @@
+"""``figures.json`` of tiny random pairs on tiny data: what is in it, what is not drawn twice, what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pairs import CLASSES, class_pair, text_pair
+
+from hybrid.benchmarks import artist as artist_module
+from hybrid.benchmarks import classifier, cli, fashion, figures, memorisation
+from hybrid.benchmarks.artist import Artist, Method, pair_weights
+from hybrid.benchmarks.concepts import SEEDS, aliases, core_of, filled, plan, recombined
+from hybrid.checkpoint import sha256
+from hybrid.data.concepts import STYLES
+from hybrid.data.folder import DataFolder, create_images, write_records
+from hybrid.pipeline import HybridPipeline
+
+PICTURES = 80
+
+
+class Coarse:
+    """Every fourth pixel: features without a network."""
+
+    name, sha256 = "coarse pixels", "c0a45e0123"
+
+    def __init__(self) -> None:
+        self.pictures = 0
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float16]:
+        self.pictures += len(images)
+        small = images[:, ::4, ::4].astype(np.float32).reshape(len(images), -1)
+        return (small / 255).astype(np.float16)
+
+
+def write_folder(path: Path, records: list[dict[str, Any]], name: str) -> Path:
+    path.mkdir(parents=True)
+    images = create_images(path, (len(records), 2, 8, 8, 3))
+    images[:] = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
+    images.flush()
+    write_records(path, records, {"name": name}, "none\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def clothes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    splits = ["train"] * (PICTURES + 20) + ["test"] * PICTURES
+    records = [
+        {"label": place % 3, "captions": [CLASSES[place % 3]], "split": split} for place, split in enumerate(splits)
+    ]
+    return write_folder(tmp_path_factory.mktemp("data") / "fashion", records, "fashion")
+
+
+def drawings() -> list[dict[str, Any]]:
+    """Forty seen groups of two vendors, six held-out ones: a colour variant and five new nouns."""
+    records: list[dict[str, Any]] = []
+    for number in range(46):
+        name = (
+            "green ball" if number == 40 else "red ball" if number == 0 else f"{'abcdefgh'[number % 8]}oo{number} toy"
+        )
+        for vendor in ("noto", "twemoji"):
+            captions = [name, f"{name}, {vendor} style", f"a {name}", f"{name} again"]
+            split = "train" if number < 40 else "heldout"
+            record = {"set": vendor, "name": name, "captions": captions, "group": f"g{number}", "split": split}
+            records.append(record)
+    return records
+
+
+@pytest.fixture(scope="module")
+def drawn_emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("data") / "emoji", drawings(), "emoji")
+
+
+@pytest.fixture(scope="module")
+def class_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pairs") / "tiny"
+    class_pair().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def judge() -> classifier.FashionClassifier:
+    model = classifier.FashionClassifier().eval()
+    torch.nn.init.zeros_(model.head.weight)
+    torch.nn.init.constant_(model.head.bias[1:2], 1.0)  # always class 1, which a third of the pictures are
+    return model
+
+
+@pytest.fixture(scope="module")
+def made(clothes: Path, class_folder: Path, judge: Any) -> tuple[Path, dict[str, Any], Coarse]:
+    network = Coarse()
+    out, content = figures.make_figures(
+        "fashion", pair=class_folder, data=clothes, pictures=PICTURES, network=network, options={"classifier": judge}
+    )
+    return out, content, network
+
+
+def test_fashion_figures_say_what_they_are(made: tuple[Path, dict[str, Any], Coarse], class_folder: Path) -> None:
+    out, content, _ = made
+    assert out == class_folder / "figures.json" and json.loads(out.read_text()) == content
+    assert content["preliminary"] and content["pictures"] == PICTURES and content["required_pictures"] == 10_000
+    assert content["feature_network"] == "coarse pixels" and content["seed"] == 0 and content["versions"]["torch"]
+    weights = {f"{part}/model.safetensors" for part in ("ar", "masked", "tokenizer")}
+    assert set(content["weights_sha256"]) == weights
+    assert content["weights_sha256"]["ar/model.safetensors"] == sha256(class_folder / "ar" / "model.safetensors")
+    named = {"ar_frechet_over_floor", "ar_accuracy_share"}
+    named |= {f"{method}_frechet_over_ar" for method in ("hybrid25", "hybrid50", "masked8", "masked16")}
+    assert named <= set(content) and all(math.isfinite(content[name]) for name in named)
+    for name in named:
+        low, high = content["intervals"][name]
+        assert low <= content["lower_95"][name] <= content["upper_95"][name] <= high
+    assert set(content["methods"]) == {"real", "reconstruction", *(method.name for method in fashion.METHODS)}
+    floor, ar = content["methods"]["reconstruction"], content["methods"]["ar"]
+    assert content["ar_frechet_over_floor"] == pytest.approx(ar["frechet"] / floor["frechet"])
+    assert content["ar_accuracy_share"] == pytest.approx(ar["accuracy"] / content["details"]["real_accuracy"])
+    assert ar["pictures"] == PICTURES and ar["settings"]["ar_fraction"] == 1
+    assert content["methods"]["masked16"]["settings"]["steps"] == 16
+
+
+def test_a_second_run_draws_nothing_and_gives_the_same_digits(
+    made: tuple[Path, dict[str, Any], Coarse],
+    clothes: Path,
+    class_folder: Path,
+    judge: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("drew again")
+
+    monkeypatch.setattr(HybridPipeline, "__call__", refuse)
+    out, network = tmp_path / "again" / "figures.json", Coarse()
+    options = {"classifier": judge}
+    _, content = figures.make_figures(
+        "fashion", pair=class_folder, data=clothes, pictures=PICTURES, network=network, out=out, options=options
+    )
+    changing = ("seconds", "commit", "threads")
+    assert {key: value for key, value in content.items() if key not in changing} == {
+        key: value for key, value in made[1].items() if key not in changing
+    }
+    assert network.pictures == 0
+    with pytest.raises(AssertionError, match="drew again"):
+        figures.make_figures(
+            "fashion",
+            pair=class_folder,
+            data=clothes,
+            pictures=PICTURES,
+            seed=1,
+            network=network,
+            out=out,
+            options=options,
+        )
+
+
+def test_a_longer_run_takes_over_a_killed_one(
+    class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artist_module, "BATCH", 4)
+    pipeline, weights, told = HybridPipeline.from_pretrained(class_folder), pair_weights(class_folder), []
+
+    def kill(what: str, done: int, total: int) -> None:
+        told.append((what, done, total))
+        if done == 8 and total == 12:
+            raise KeyboardInterrupt
+
+    artist = Artist(pipeline, weights, Coarse(), tmp_path, told=kill)
+    method, prompts = Method("hybrid25", 0.25, 2), [0, 1, 2] * 4
+    with pytest.raises(KeyboardInterrupt):
+        artist.draw(method, prompts, seed=5)
+    assert told == [("hybrid25", 4, 12), ("hybrid25", 8, 12)]
+    asked: list[int] = []
+    whole = HybridPipeline.__call__
+
+    def counted(self: HybridPipeline, prompt: Any, **options: Any) -> Any:
+        asked.append(options["seed"])
+        return whole(self, prompt, **options)
+
+    monkeypatch.setattr(HybridPipeline, "__call__", counted)
+    drawn = Artist(pipeline, weights, Coarse(), tmp_path).draw(method, [*prompts, 1, 2], seed=5)
+    assert asked == [13, 17] and len(drawn) == 14
+    expected = pipeline(prompts, ar_fraction=0.25, steps=2, seed=5, output_type="tokens").tokens
+    assert np.array_equal(drawn.tokens_nk[:12], expected.numpy())
+    # Other weights, steps or dtype never meet these files.
+    asked.clear()
+    Artist(pipeline, {**weights, "ar": "0"}, Coarse(), tmp_path).draw(method, prompts[:4], seed=5)
+    Artist(pipeline, weights, Coarse(), tmp_path).draw(Method("hybrid25", 0.25, 3), prompts[:4], seed=5)
+    assert asked == [5, 5]
+
+
+def test_pictures_are_what_would_be_saved(class_folder: Path, tmp_path: Path) -> None:
+    pipeline = HybridPipeline.from_pretrained(class_folder)
+    drawn = Artist(pipeline, {}, Coarse(), tmp_path).draw(Method("ar", 1.0), [0, 2], seed=3)
+    saved = pipeline([0, 2], method="ar", seed=3).images
+    pixels = Artist(pipeline, {}, Coarse(), tmp_path).pictures(drawn)
+    assert all(np.array_equal(pixels[row], np.asarray(saved[row])) for row in range(2))
+    assert np.array_equal(drawn.features_nd, Coarse()(pixels))
+
+
+def test_real_pictures_of_the_floor_have_the_same_classes(clothes: Path) -> None:
+    folder = DataFolder.open(clothes)
+    labels = fashion.labels_of(folder.items, folder.indices("test"), "here")
+    places = fashion.same_labels(folder.indices("train"), folder.items, labels)
+    assert [folder.items[place]["label"] for place in places] == labels.tolist() and len(set(places)) == len(places)
+    assert all(folder.items[place]["split"] == "train" for place in places)
+    with pytest.raises(ValueError, match="class 0 has too few train pictures for a real floor of 200 pictures"):
+        fashion.same_labels(folder.indices("train"), folder.items, np.zeros(200, dtype=np.int64))
+
+
+# Emoji
+
+
+def test_emoji_figures_have_every_name(drawn_emoji: Path, tmp_path: Path) -> None:
+    pair, out = tmp_path / "tiny", tmp_path / "figures.json"
+    pipe = text_pair()
+    pipe.save_pretrained(pair)
+    _, content = figures.make_figures(
+        "emoji",
+        pair=pair,
+        data=drawn_emoji,
+        pictures=PICTURES,
+        out=out,
+        network=Coarse(),
+        options={"encoder": pipe.text, "sets": ["noto", "twemoji"], "views": 2},
+    )
+    named = {"tokenizer_psnr_db", "tokenizer_codes_used", "ar_retrieval_share", "ar_heldout_retrieval_share"}
+    for method in ("hybrid25", "hybrid50", "masked"):
+        named |= {f"{method}_retrieval_of_ar", f"{method}_frechet_over_ar"}
+    assert named <= set(content) and all(math.isfinite(content[name]) for name in named)
+    assert content["preliminary"] and content["details"]["sets"] == ["noto", "twemoji"]
+    assert content["details"]["retrieval_names"] == 40
+    assert content["details"]["heldout"]["recombined"] == 1 and content["details"]["heldout"]["new_noun"] == 5
+    ar = content["methods"]["ar"]
+    assert content["ar_retrieval_share"] == pytest.approx(ar["retrieval"] / content["details"]["real_retrieval"])
+    memory = ar["memorisation"]
+    assert memory["heldout"]["pictures"] == 12 and 0 <= memory["seen"]["equal_tokens"]["below_first_percentile"] <= 1
+    assert (tmp_path / memory["picture"]).is_file()
+    assert set(content["intervals_200"]) >= {"ar_retrieval_share", "hybrid25_retrieval_of_ar"}
+
+
+def test_plan_asks_each_scored_name_four_times_and_a_short_plan_starts_a_long_one() -> None:
+    items = drawings()
+    places = [place for place, item in enumerate(items) if item["split"] == "train"]
+    short, long = plan(items, places, 40, seed=2), plan(items, places, 80, seed=2)
+    assert short.distinct.places == long.distinct.places[:40] and len(set(long.distinct.places)) == 80
+    assert len(long.scored) == 40 and len(short.scored) == 20 and short.scored == long.scored[:20]
+    assert short.ranked == long.ranked == long.scored
+    everything = (*long.distinct.places, *long.again.places)
+    for group, rows in zip(long.scored, long.rows, strict=True):
+        own = [items[everything[row]] for row in rows]
+        assert len(rows) == SEEDS == len(set(rows)) and {item["group"] for item in own} == {group}
+        assert Counter(item["set"] for item in own) == {"noto": 2, "twemoji": 2}
+    item = items[long.distinct.places[0]]
+    assert long.distinct.prompts[0] == f"{item['name']}, {STYLES[item['set']]} style"
+    assert plan(items, places, 80, seed=3).scored != long.scored
+    with pytest.raises(ValueError, match="no picture of this split and these sets to ask for"):
+        plan(items, [], 80, seed=0)
+
+
+def test_names_of_concepts() -> None:
+    assert aliases(drawings()[:2]) == {"g0": ["red ball", "red ball again"]}
+    assert filled(["a", "b"], ["b", "c", "d"], 3) == ["a", "b", "c"] and filled(["a", "b"], [], 1) == ["a", "b"]
+    assert core_of("Green Heart") == "heart" == core_of("heart") and core_of("woman") == "" == core_of("red")
+    seen = {"1": ["red heart"], "2": ["man singer"], "3": ["white"]}
+    heldout = {"4": ["blue heart"], "5": ["singer"], "6": ["heart with arrow"], "7": ["black"]}
+    assert recombined(heldout, seen) == {"4", "5"}
+
+
+def test_memorisation_by_planted_copies() -> None:
+    generator = np.random.default_rng(0)
+    train = generator.integers(0, 50, (30, 2, 16)).astype(np.uint16)
+    drawn = generator.integers(0, 50, (10, 16)).astype(np.uint16)
+    drawn[3] = train[17, 1]
+    found = memorisation.nearest_by_tokens(drawn, train)
+    assert found.value_n[3] == 1 and found.place_n[3] == 17 and (np.delete(found.value_n, 3) < 0.5).all()
+    features = generator.normal(size=(30, 6))
+    nearest = memorisation.nearest_by_features(2 * features[[4, 9]], features)
+    assert nearest.place_n.tolist() == [4, 9] and nearest.value_n == pytest.approx([1, 1], abs=1e-5)
+    real = memorisation.nearest_by_tokens(generator.integers(0, 50, (200, 16)).astype(np.uint16), train)
+    assert memorisation.closeness(found, real)["below_first_percentile"] == pytest.approx(0.1)
+    assert memorisation.closeness(real, real)["below_first_percentile"] <= 0.01
+    pictures = generator.integers(0, 256, (10, 8, 8, 3)).astype(np.uint8)
+    page = np.asarray(memorisation.closest_pairs(pictures, pictures[::-1][..., :1], found, count=4))
+    assert np.array_equal(page[:8, :8], pictures[3]) and np.array_equal(page[10:18, :8, 0], pictures[6][..., 0])
+
+
+# Classifier and command
+
+
+def test_the_classifier_learns_and_is_shipped(tmp_path: Path) -> None:
+    labels = np.arange(96) % 3
+    images = np.random.default_rng(0).integers(0, 60, (96, 32, 32, 1), dtype=np.uint8)
+    for row, label in enumerate(labels):
+        images[row, 4 + 8 * label : 12 + 8 * label, 4:28] = 230
+    model = classifier.train_classifier(images, labels, epochs=12)
+    assert classifier.correct(model, images, labels, batch=40).mean() > 0.9
+    assert not classifier.correct(model, images, (labels + 1) % 3).mean() > 0.1
+    moved = classifier.augment(torch.full((4, 1, 32, 32), 1.0), torch.Generator().manual_seed(0))
+    assert moved.shape == (4, 1, 32, 32) and set(moved.unique().tolist()) <= {-1.0, 1.0}
+    assert classifier.shipped().stat().st_size < 500_000
+    classifier.load_classifier()
+    with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors: no such file"):
+        classifier.load_classifier(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["fashion", "--pictures", "5"], "--pictures 5: the statistics need at least 80"),
+        (["fashion", "--seed", "-1"], "--seed -1: must be 0 or above"),
+        (["fashion", "--pictures", "90"], "--pictures 90: CLOTHES has 80 test pictures"),
+        (["fashion", "--pair", "nowhere"], "nowhere: no such model, folder or file"),
+        (["fashion", "--pair", "BROKEN"], "ar: no weights at BROKEN/ar/model.safetensors"),
+        (["fashion", "--data", "EMPTY"], "EMPTY/meta.json: not found"),
+        (["fashion", "--data", "EMOJI"], "no picture has split 'test'"),
+        (["emoji", "--pictures", "80"], "its pictures have no concept groups; --data must name an emoji folder"),
+        (["emoji", "--threads", "0"], "--threads 0: must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(
+    options: list[str],
+    message: str,
+    clothes: Path,
+    drawn_emoji: Path,
+    class_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(figures, "FeatureNetwork", Coarse)
+    names = {
+        "CLOTHES": str(clothes),
+        "EMOJI": str(drawn_emoji),
+        "EMPTY": str(tmp_path),
+        "BROKEN": str(tmp_path / "broken"),
+    }
+    shutil.copytree(class_folder, tmp_path / "broken")
+    (tmp_path / "broken" / "ar" / "model.safetensors").unlink()
+    for flag, value in (("--pair", str(class_folder)), ("--data", str(clothes))):
+        if flag not in options:
+            options = [*options, flag, value]
+    given = [names.get(option, option) for option in options]
+    for name, path in names.items():
+        message = message.replace(name, path)
+    assert cli.main(["figures", *given, "--out", str(tmp_path / "out.json")]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1 and not (tmp_path / "out.json").exists()
+
+
+def test_command_prints_the_figures(
+    made: Any,
+    clothes: Path,
+    class_folder: Path,
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    judge: Any,
+) -> None:
+    monkeypatch.setattr(figures, "FeatureNetwork", Coarse)
+    monkeypatch.setattr(fashion, "load_classifier", lambda: judge)
+    out = tmp_path / "f.json"
+    given = ["--pair", str(class_folder), "--data", str(clothes), "--pictures", str(PICTURES), "--out", str(out)]
+    assert cli.main(["figures", "fashion", *given]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("preliminary: 80 pictures a method, 10000 are required\n") and told.endswith(f"{out}\n")
+    assert "ar_frechet_over_floor" in told

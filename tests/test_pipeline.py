@@ -1,0 +1,416 @@
+"""``HybridPipeline`` and the checks of its arguments, on tiny models with random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from fakes import FakeTokenizer, table_ar, uniform_masked
+from pairs import class_pair, text_pair
+from PIL import Image
+
+from hybrid import HybridPipeline
+from hybrid.config import DefaultsConfig, PhaseConfig
+from hybrid.pairing import find_pair, read_pair
+from hybrid.request import as_defaults, find_device, find_dtype, find_label
+from hybrid.sampler import Cancelled, Step
+from hybrid.types import FROM_AR, FROM_INPUT, Generation, Grid
+
+
+@pytest.fixture(scope="module")
+def pipe() -> HybridPipeline:
+    return class_pair()
+
+
+@pytest.fixture(scope="module")
+def folder(pipe: HybridPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pairs") / "tiny"
+    pipe.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def text() -> HybridPipeline:
+    return text_pair()
+
+
+def tokens(pipe: HybridPipeline, *prompt: Any, **arguments: Any) -> list[list[int]]:
+    arguments = {"seed": 0, "output_type": "tokens"} | arguments
+    return pipe(list(prompt or ["bag"]), **arguments).tokens.tolist()
+
+
+def refused(call: Callable[[], Any]) -> str:
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Loading and saving
+
+
+def test_saved_and_loaded_draws_the_same(pipe: HybridPipeline, folder: Path) -> None:
+    loaded = HybridPipeline.from_pretrained(folder)
+    assert tokens(loaded, "bag", 0) == tokens(pipe, "bag", 0)
+    assert (loaded.name, loaded.classes, loaded.defaults) == ("tiny", pipe.classes, pipe.defaults)
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_class_name"] == "HybridPipeline"
+    assert index["ar"]["weights"] == "ar/model.safetensors"
+    assert "| masked | maskgil |" in (folder / "README.md").read_text()
+
+
+def test_saving_keeps_grid_lossy_card_and_type(tmp_path: Path) -> None:
+    pipe = class_pair(grid=Grid(2, 4), lossy=True)
+    pipe.card = "# ours\n"
+    pipe.save_pretrained(tmp_path / "a" / "b", dtype=torch.bfloat16)
+    loaded = HybridPipeline.from_pretrained(tmp_path / "a" / "b")
+    assert (loaded.grid, loaded.lossy, loaded.card) == (Grid(2, 4), True, "# ours\n")
+    assert loaded("bag", seed=0).images[0].size == (8, 4)
+
+
+def test_text_pair_round_trip_keeps_the_encoders_settings(text: HybridPipeline, tmp_path: Path) -> None:
+    text.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["text"] == {"kind": "minilm", "config": {}, "weights": None}
+    index["text"]["config"] = {"tokens": 16}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    loaded = HybridPipeline.from_pretrained(tmp_path)
+    assert loaded.text_source == {"config": {"tokens": 16}, "weights": None}
+    assert tokens(loaded, "a red apple") == tokens(text, "a red apple")
+
+
+def test_saving_what_no_adapter_loaded_is_refused_before_writing(tmp_path: Path) -> None:
+    pipe = class_pair()
+    del pipe.kinds["masked"]
+    assert refused(lambda: pipe.save_pretrained(tmp_path / "new")).startswith("masked: not loaded by an adapter")
+    assert not (tmp_path / "new").exists()
+
+
+def test_yaml_pairing_with_weights_relative_to_it(pipe: HybridPipeline, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights").symlink_to(folder)
+    spec = {
+        "ar": {"kind": "llamagen", "weights": "weights/ar"},
+        "tokenizer": {"kind": "fsq", "weights": "weights/tokenizer/model.safetensors"},
+        "classes": ["sneaker", "boot", "bag"],
+    }
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    loaded = HybridPipeline.from_pretrained(path)
+    assert (loaded.name, loaded.masked) == ("mine", None)
+    assert tokens(loaded) == tokens(pipe, method="ar")
+    assert HybridPipeline.from_pretrained(path, overrides={"classes": ["x", "y", "z"]}).classes == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("tokeniser: {kind: fsq}\n", "unknown key 'tokeniser'; did you mean 'tokenizer'?"),
+        ("tokenizer: {kind: fsq, weight: a}\n", "unknown key 'tokenizer.weight'; did you mean 'weights'?"),
+        ("tokenizer: {kind: fsqq, weights: a.pt}\n", "unknown kind 'fsqq'; did you mean 'fsq'?"),
+        ("tokenizer: {kind: fsq, weights: gone.safetensors}\n", "gone.safetensors: no such file or folder"),
+        ("- 1\n", "expected a mapping of settings, got list"),
+    ],
+)
+def test_wrong_yaml_names_file_or_key_and_the_nearest_right_name(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "pair.yaml"
+    path.write_text(content)
+    assert message in refused_or_missing(lambda: HybridPipeline.from_pretrained(path))
+
+
+def refused_or_missing(call: Callable[[], Any]) -> str:
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_truncated_and_wrong_weights_name_the_file(folder: Path, tmp_path: Path) -> None:
+    spec = {"tokenizer": {"kind": "fsq", "weights": str(folder / "tokenizer")}}
+    whole = (folder / "ar" / "model.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    for weights, message in (
+        (tmp_path / "cut.safetensors", "cut.safetensors: truncated or not a safetensors file"),
+        (folder / "masked", "has no tok_embeddings.weight"),
+    ):
+        path = tmp_path / "pair.yaml"
+        path.write_text(yaml.safe_dump(spec | {"ar": {"kind": "llamagen", "weights": str(weights)}}))
+        assert message in refused(lambda path=path: HybridPipeline.from_pretrained(path))
+
+
+def test_truncated_index_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"ar": ')
+    assert refused(lambda: HybridPipeline.from_pretrained(tmp_path)).startswith(
+        f"{tmp_path}/model_index.json: truncated or not JSON"
+    )
+
+
+def test_names_are_looked_up_here_then_among_the_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "no such model, folder or file; shipped models: " in refused(lambda: find_pair("quite-another"))
+    (tmp_path / "empty").mkdir()
+    assert refused(lambda: find_pair("empty")) == "empty: no model_index.json in this folder"
+    shipped = tmp_path / "shipped"
+    for name in ("emoji", "fashion"):
+        (shipped / name).mkdir(parents=True)
+        (shipped / name / "model_index.json").write_text("{}")
+    monkeypatch.setattr("hybrid.pairing.files", lambda package: shipped if package == "hybrid.pretrained" else tmp_path)
+    assert find_pair("fashion") == shipped / "fashion" / "model_index.json"
+    (tmp_path / "fashion").mkdir()  # a folder of pictures, say
+    assert find_pair("fashion") == shipped / "fashion" / "model_index.json"
+    assert "did you mean 'fashion'? shipped models: emoji, fashion" in refused(lambda: find_pair("fashon"))
+
+
+def test_index_fields_may_be_overridden(folder: Path) -> None:
+    config = read_pair(folder / "model_index.json", {"lossy": True})
+    assert config.lossy
+    assert "unknown key 'lossi'; did you mean 'lossy'?" in refused(
+        lambda: read_pair(folder / "model_index.json", {"lossi": True})
+    )
+
+
+def test_pairing_of_two_tokenizers_is_refused(folder: Path, tmp_path: Path) -> None:
+    class_pair(seed=1).save_pretrained(tmp_path / "other")
+    spec = yaml.safe_load((folder / "model_index.json").read_text())
+    spec = {key: spec[key] for key in ("ar", "masked", "tokenizer")}
+    for part in spec.values():
+        part["weights"] = str(folder / part["weights"])
+    spec["ar_tokenizer"] = {"kind": "fsq", "weights": str(tmp_path / "other" / "tokenizer")}
+    (tmp_path / "pair.yaml").write_text(yaml.safe_dump(spec))
+    assert "the tokenizers have different decoders" in refused(
+        lambda: HybridPipeline.from_pretrained(tmp_path / "pair.yaml")
+    )
+
+
+# Requests
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": []}, "prompt: give at least one"),
+        ({"prompt": " "}, "prompt: is empty; say what to draw"),
+        ({"prompt": "sneker"}, "prompt 'sneker': not a class of tiny; did you mean 'Sneaker'? classes: Sneaker, Ankle"),
+        ({"prompt": 3}, "class label 3 is outside 0..2"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt 0: must be at least 1"),
+        ({"output_type": "jpg"}, "output_type 'jpg': use one of pil, np, pt, tokens"),
+        ({"method": "hybird"}, "method 'hybird': use hybrid"),
+        ({"ar_fraction": 1.5}, "ar_fraction 1.5: must be in [0, 1]"),
+        ({"ar_fraction": float("nan")}, "ar_fraction nan: must be in [0, 1]"),
+        ({"ar_tokens": 17}, "ar_tokens 17: must be 0..16 for a 4x4 grid"),
+        ({"ar_tokens": 4, "ar_fraction": 0.5}, "give ar_fraction or ar_tokens, not both"),
+        ({"method": "ar", "ar_fraction": 0.5}, "method ar fixes the AR fraction at 1; drop one of the two"),
+        ({"method": "masked", "ar_tokens": 3}, "method masked fixes the AR fraction at 0; drop one of the two"),
+        ({"steps": 0}, "0 steps: use at least 1 step"),
+        ({"steps": 17, "method": "masked"}, "17 steps for 16 places"),
+        ({"steps": 13}, "13 steps for 12 places"),
+        ({"schedule": "cosin"}, "schedule 'cosin': unknown; did you mean"),
+        ({"resume": "later"}, "resume 'later': unknown; choose one of"),
+        ({"order": "spiral"}, "order 'spiral': unknown; choose one of"),
+        ({"noise": -1.0}, "noise -1: must be 0 (none) or above"),
+        ({"guidance_scale": -1.0}, "guidance scale -1: must be a number from 0"),
+        ({"guidance_kind": "cubic"}, "guidance kind 'cubic': unknown"),
+        ({"temperature": -0.5}, "temperature -0.5: must be 0 (argmax) or above"),
+        ({"top_k": -1}, "top_k -1: must be 0 (off) or above"),
+        ({"top_p": 0.0}, "top_p 0: must be above 0"),
+        ({"height": 8}, "size: give height and width together"),
+        ({"height": 7, "width": 8}, "size 8x7: width and height must be multiples of 2 pixels"),
+        ({"seed": -1}, "seed -1: must be 0 or above"),
+        ({"seed": 2**64}, f"seed {2**64}: must be 0 or above, and below 2^63"),
+        ({"seed": 1, "generator": torch.Generator()}, "give seed or generator, not both"),
+        ({"generator": [torch.Generator()] * 2}, "2 generators for 1 pictures; give one for each"),
+        ({"negative_prompt": "bag"}, "negative_prompt: does nothing at guidance scale 1"),
+        ({"negative_prompt": "", "guidance_scale": 2.0}, "negative_prompt: is empty"),
+        ({"negative_prompt": ["bag"] * 2, "guidance_scale": 2.0}, "negative_prompt: 2 for 1 prompts; give one or as"),
+        ({"image": torch.zeros(3, 8, 8)}, "in-painting takes image and mask together"),
+        ({"image": torch.zeros(3, 8, 9), "mask": torch.ones(8, 9)}, "image is 9x8 pixels; this model needs 8x8"),
+        ({"image": torch.zeros(3, 8, 8), "mask": torch.ones(8, 9)}, "mask is 9x8 pixels, the image 8x8"),
+        ({"image": torch.zeros(3, 8, 8), "mask": torch.zeros(8, 8)}, "mask has no white place"),
+        ({"image": "gone.png", "mask": torch.ones(8, 8)}, "gone.png: no such file"),
+        ({"image": __file__, "mask": torch.ones(8, 8)}, "not a picture in a known format"),
+        ({"image": torch.zeros(3, 8, 8), "mask": torch.ones(8, 8), "method": "hybrid"}, "method hybrid: in-painting"),
+        ({"image": torch.zeros(3, 8, 8), "mask": torch.ones(8, 8), "ar_fraction": 0.5}, "in-painting runs in the mask"),
+        ({"dtype": "fp8"}, "dtype 'fp8': use auto, fp32, bf16, fp16"),
+    ],
+)
+def test_wrong_arguments_are_named(pipe: HybridPipeline, arguments: dict[str, Any], message: str) -> None:
+    assert message in refused(lambda: pipe(**{"prompt": "bag", "output_type": "tokens", **arguments}))
+
+
+def test_picture_i_has_seed_plus_i_and_does_not_depend_on_its_neighbours(pipe: HybridPipeline) -> None:
+    together = pipe(["bag", "sneaker"], num_images_per_prompt=2, seed=5, output_type="tokens")
+    assert together.settings["seed"] == 5
+    assert together.settings["seeds"] == [5, 6, 7, 8]
+    alone = [tokens(pipe, prompt, seed=5 + i)[0] for i, prompt in enumerate(["bag", "bag", "sneaker", "sneaker"])]
+    assert together.tokens.tolist() == alone
+    assert len({tuple(row) for row in alone}) == 4
+
+
+def test_without_a_seed_the_settings_tell_the_drawn_one(pipe: HybridPipeline) -> None:
+    first = pipe("bag", output_type="tokens")
+    assert tokens(pipe, seed=first.settings["seed"]) == first.tokens.tolist()
+
+
+def test_a_generator_gives_each_pictures_seed_and_several_give_the_noise(pipe: HybridPipeline) -> None:
+    made = pipe(["bag"] * 2, generator=torch.Generator().manual_seed(3), output_type="tokens")
+    assert made.settings["seed"] is None
+    assert [tokens(pipe, seed=seed)[0] for seed in made.settings["seeds"]] == made.tokens.tolist()
+    own = pipe(["bag"] * 2, generator=[torch.Generator().manual_seed(s) for s in (9, 4)], output_type="tokens")
+    assert own.settings["seeds"] is None
+    assert own.tokens.tolist() == [tokens(pipe, seed=9)[0], tokens(pipe, seed=4)[0]]
+
+
+def test_output_types_and_tokens_in_all_of_them(pipe: HybridPipeline) -> None:
+    made = {kind: pipe(["bag"] * 2, seed=1, output_type=kind) for kind in ("pil", "np", "pt", "tokens")}
+    assert all(torch.equal(result.tokens, made["pil"].tokens) for result in made.values())
+    assert made["tokens"].images is None
+    assert made["tokens"].phases.passes["decode"] == 0
+    assert made["pt"].images.shape == (2, 3, 8, 8)
+    assert made["np"].images.shape == (2, 8, 8, 3)
+    assert made["np"].images.min() >= 0 and made["np"].images.max() <= 1
+    picture = made["pil"].images[1]
+    assert isinstance(picture, Image.Image) and picture.size == (8, 8)
+    assert np.abs(np.asarray(picture) / 255 - made["np"].images[1]).max() <= 0.5 / 255 + 1e-6
+
+
+def test_methods_are_fractions_and_a_number_means_hybrid(pipe: HybridPipeline) -> None:
+    assert tokens(pipe, method="ar") == tokens(pipe, ar_fraction=1.0)
+    assert tokens(pipe, method="masked") == tokens(pipe, ar_tokens=0)
+    assert tokens(pipe) == tokens(pipe, method="hybrid", ar_tokens=4)
+    only = class_pair()
+    only.defaults = DefaultsConfig(method="ar", steps=4)
+    assert tokens(only, ar_fraction=0.25) == tokens(pipe)
+
+
+def test_with_one_model_a_plain_request_uses_it_and_hybrid_is_refused() -> None:
+    ar, masked = class_pair(parts="ar"), class_pair(parts="masked")
+    assert ar("bag", seed=0).phases.passes["prefix"] == 16
+    assert masked("bag", seed=0).phases.passes["fill"] == 4
+    assert refused(lambda: ar("bag", method="hybrid")) == "method hybrid: there is no masked model; use method ar"
+    assert refused(lambda: masked("bag", method="hybrid")) == "method hybrid: there is no AR model; use method masked"
+    assert "there is no masked model" in refused(lambda: ar("bag", ar_fraction=0.5))
+    picture, mask = torch.zeros(3, 8, 8), torch.ones(8, 8)
+    assert "there is no masked model" in refused(lambda: ar("bag", image=picture, mask=mask))
+
+
+def test_generation_accounts_for_every_token_and_pass(pipe: HybridPipeline) -> None:
+    result = pipe("bag", seed=0, ar_tokens=6)
+    assert int((result.origin == FROM_AR).sum()) == 6
+    assert sorted(set(result.origin[0, 6:].tolist())) == [1, 2, 3, 4]
+    assert result.phases.passes == {"condition": 0, "prefix": 6, "align": 0, "fill": 4, "decode": 1}
+    assert result.settings["model"] == "tiny" and result.settings["dtype"] == "float32"
+    assert result.settings["prompt"] == "bag"
+
+
+def test_settings_as_defaults_repeat_the_request(pipe: HybridPipeline) -> None:
+    asked = {"ar_tokens": 5, "steps": 3, "schedule": "cosine", "order": "halton", "noise": 1.0, "top_k": 5}
+    made = pipe("bag", seed=2, guidance_scale=2.0, guidance_kind="linear", temperature=0.8, top_p=0.9, **asked)
+    again = class_pair()
+    again.defaults = as_defaults(made.settings, again.defaults)
+    assert tokens(again, seed=2) == made.tokens.tolist()
+    for method in ("ar", "masked"):
+        single = pipe("bag", seed=2, method=method, temperature=0.7)
+        again.defaults = as_defaults(single.settings, DefaultsConfig())
+        assert again.defaults.method == method
+        assert tokens(again, seed=2) == single.tokens.tolist()
+
+
+def test_in_painting_keeps_the_tokens_of_black_places(pipe: HybridPipeline, tmp_path: Path) -> None:
+    picture = pipe("sneaker", seed=1).images[0]
+    mask = Image.new("L", (8, 8), 0)
+    mask.putpixel((7, 7), 255)  # one pixel draws its whole token anew
+    mask.save(tmp_path / "mask.png")
+    result = pipe("bag", seed=2, image=picture, mask=tmp_path / "mask.png", steps=1)
+    given = pipe.tokenizer.encode(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1)
+    assert (result.origin[0] == FROM_INPUT).tolist() == [True] * 15 + [False]
+    assert torch.equal(result.tokens[0, :15], given[0, :15])
+    assert result.settings["ar_tokens"] == 0
+    assert "2 steps for 1 place" in refused(lambda: pipe("bag", image=picture, mask=mask, steps=2))
+
+
+def test_sizes_make_other_grids(pipe: HybridPipeline) -> None:
+    result = pipe("bag", seed=0, height=4, width=12)
+    assert result.grid == Grid(2, 6)
+    assert result.images[0].size == (12, 4)
+
+
+def test_negative_prompt_replaces_the_null_condition(pipe: HybridPipeline) -> None:
+    guided = {"guidance_scale": 3.0, "method": "masked"}
+    plain, away = tokens(pipe, **guided), tokens(pipe, negative_prompt="sneaker", **guided)
+    assert plain != away
+    two = tokens(pipe, "bag", "bag", seed=0, negative_prompt=["sneaker", "ankle boot"], **guided)
+    assert two[0] == away[0]
+    assert two[1] == tokens(pipe, negative_prompt=1, seed=1, **guided)[0]
+
+
+def test_class_names_are_found_in_any_case_with_article_or_plural() -> None:
+    names = ["Sneaker", "Ankle boot"]
+    for prompt in ("sneaker", " SNEAKERS ", "a sneaker", "0", 0):
+        assert find_label(prompt, names, "m") == 0
+    assert find_label("an ankle boot", names, "m") == 1
+    assert find_label("²", None, "m") == "²"
+
+
+def test_callback_sees_rows_and_passes_and_false_cancels(pipe: HybridPipeline) -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    def note(of: HybridPipeline, index: int, phase: str, told: dict[str, Any]) -> bool:
+        step = told["step"]
+        assert of is pipe and isinstance(step, Step)
+        seen.append((phase, index, step.total))
+        return (phase, index) != ("fill", 2)
+
+    with pytest.raises(Cancelled, match="cancelled after fill 2 of 4"):
+        pipe("bag", seed=0, ar_tokens=6, callback_on_step_end=note)
+    assert seen == [("prefix", 1, 2), ("prefix", 2, 2), ("fill", 1, 4), ("fill", 2, 4)]
+
+
+def test_dtype_of_a_request_runs_on_copies_and_leaves_the_loaded_weights(pipe: HybridPipeline) -> None:
+    before = tokens(pipe)
+    for kind in ("pil", "np", "pt"):
+        half = pipe("bag", seed=0, dtype="bf16", output_type=kind)
+        assert half.settings["dtype"] == "bfloat16"
+    assert pipe.dtype == torch.float32
+    assert tokens(pipe) == before
+    assert pipe.in_dtype(torch.bfloat16).in_dtype(torch.float32) is pipe
+    picture, mask = torch.zeros(3, 8, 8), torch.ones(8, 8)
+    assert pipe("bag", seed=0, dtype=torch.bfloat16, image=picture, mask=mask).settings["dtype"] == "bfloat16"
+
+
+def test_text_pair_follows_captions_and_guidance(text: HybridPipeline) -> None:
+    apple, car = tokens(text, "a red apple"), tokens(text, "a blue car")
+    assert apple != car
+    assert tokens(text, "a red apple", "a blue car", seed=0)[0] == apple[0]
+    assert tokens(text, "a red apple", guidance_scale=1.0) != apple
+    assert tokens(text, "a red apple", negative_prompt="a green tree") != apple
+    result: Generation = text("a red apple", seed=0, dtype="bf16", negative_prompt="blurry")
+    assert result.phases.passes["condition"] == 2
+    assert result.images[0].size == (8, 8)
+
+
+def test_models_without_parameters_work_in_a_pipeline() -> None:
+    pipe = HybridPipeline(FakeTokenizer(), ar=table_ar(), masked=uniform_masked())
+    assert pipe([1, 2], seed=0).tokens.shape == (2, 16)
+
+
+def test_devices_and_types() -> None:
+    assert find_device("cpu") == torch.device("cpu")
+    assert "device 'tpu': use auto, cpu, cuda, mps" in refused(lambda: find_device("tpu"))
+    assert "device 'meta': use auto" in refused(lambda: find_device("meta"))
+    if not torch.cuda.is_available():
+        assert "has no CUDA; use device cpu" in refused(lambda: find_device("cuda"))
+        assert find_device("auto").type in ("cpu", "mps")
+    assert find_dtype("auto", torch.device("cpu")) == torch.float32
+    assert find_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert find_dtype(torch.float16, torch.device("cpu")) == torch.float16
+
+
+@pytest.mark.slow
+def test_compiled_draws_the_same_tokens(pipe: HybridPipeline, folder: Path) -> None:
+    compiled = HybridPipeline.from_pretrained(folder, compile=True)
+    assert tokens(compiled, "bag", 0) == tokens(pipe, "bag", 0)
+    assert PhaseConfig() == compiled.defaults.ar
