@@ -5,6 +5,7 @@ This file knows tokenisation, truncation and padding on the left. It does not kn
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from hybrid.config import parse
+
+logger = logging.getLogger(__name__)
 
 
 class MiniLMConfig(BaseModel):
@@ -49,6 +52,9 @@ class MiniLM(nn.Module):
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Captions to (embedding_bsd, mask_bs), left-padded to ``tokens``; longer captions are cut before [SEP]."""
         encoded = self.tokenizer.encode_batch(list(captions))
+        for caption, entry in zip(captions, encoded, strict=True):
+            if entry.overflowing:
+                logger.warning("caption cut after %d tokens: %r", self.tokens, caption)
         device = next(self.bert.parameters()).device
         ids = torch.tensor([entry.ids for entry in encoded], device=device)
         attention = torch.tensor([entry.attention_mask for entry in encoded], device=device)

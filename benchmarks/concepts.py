@@ -18,9 +18,9 @@ from hybrid.data.names import PEOPLE, key, natural
 SCORED = 500
 SEEDS = 4
 COLOURS = frozenset(
-    "red orange yellow green blue purple violet brown black white grey gray pink cyan teal light dark".split()  # noqa: SIM905
+    "red orange yellow green blue purple violet brown black white grey gray pink cyan teal light dark".split()
 )
-GENDERS = PEOPLE | frozenset("boy boys girl girls male female child children".split())  # noqa: SIM905
+GENDERS = PEOPLE | frozenset("boy boys girl girls male female child children".split())
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ def plan(items: Sequence[Mapping[str, Any]], places: Sequence[int], count: int, 
     rest = [place for group in groups for place in members[group] if place not in taken]
     chosen = (first + rest)[:count]
     row_of = {place: row for row, place in enumerate(chosen)}
-    scored, rows, again = [], [], []
+    scored: list[str] = []
+    rows: list[tuple[int, ...]] = []
+    again: list[int] = []
     for group in groups[:SCORED]:
         own = named[group][:SEEDS]
         if any(place not in row_of for place in own):

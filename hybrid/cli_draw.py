@@ -214,12 +214,12 @@ def compare(options: argparse.Namespace, request: Request, path: Path) -> int:
             tell=lambda method, done, total: steps.bar("runs", done, total),
         )
     places = lanes[0].result.grid.places
-    count = "1 picture" if len(request.prompts) == 1 else f"{len(request.prompts)} pictures at once"
+    pictures = "1 picture" if len(request.prompts) == 1 else f"{len(request.prompts)} pictures at once"
     where = f"{pipe.device.type} {str(pipe.dtype).removeprefix('torch.')}"
     threads = torch.get_num_threads()
     if pipe.device.type == "cpu":
         where += f", {threads} thread{'s' if threads > 1 else ''}"
-    title = f"{pipe.name}: {count}, {places} tokens each, {where}"
+    title = f"{pipe.name}: {pictures}, {places} tokens each, {where}"
     labels = [(prompt, f"seed {request.seed + place}") for place, prompt in enumerate(request.prompts)]
     write_picture(compare_picture(lanes, labels, title), path, scale=options.scale or 1)
     baseline = lanes[0].median

@@ -113,6 +113,7 @@ class TrainConfig(Strict):
     text_tokens: int = Field(default=16, gt=0)
     views: int | None = Field(default=None, gt=0)
     balance: bool = False
+    everyday: float = Field(default=0.0, ge=0, lt=1)
     sets: list[str] | None = Field(default=None, min_length=1)
     model: ModelConfig
     condition_dropout: float = Field(default=0.1, ge=0, le=1)

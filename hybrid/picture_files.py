@@ -23,6 +23,7 @@ KEY = "hybrid"
 """Keyword of the PNG text chunk that holds a picture's settings."""
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {"PNG": {}, "JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 
 
 class InputFile(Strict):
@@ -186,16 +187,15 @@ def write_picture(picture: Image.Image, path: Path, settings: PictureSettings | 
 
     if scale > 1:
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    options: dict[str, Any] = {"PNG": {}, "JPEG": {"quality": 95}, "WEBP": {"lossless": True}}[
-        FORMATS[path.suffix.lower()]
-    ]
-    if settings is not None and path.suffix.lower() == ".png":
+    kind = FORMATS[path.suffix.lower()]
+    options = dict(SAVE_OPTIONS[kind])
+    if settings is not None and kind == "PNG":
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text(KEY, json.dumps(settings.model_dump()))
     path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        picture.save(part, FORMATS[path.suffix.lower()], **options)
+        picture.save(part, kind, **options)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

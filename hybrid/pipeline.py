@@ -34,6 +34,7 @@ from hybrid.request import (
 )
 from hybrid.sampler import Fill, HybridSampler, Step
 from hybrid.types import Generation, Grid, Phases, Prompts
+from hybrid.weights import resolve_weights
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -118,7 +119,7 @@ class HybridPipeline:
             spec = getattr(config, component)
             if spec is None:
                 continue
-            weights = None if spec.weights is None else path.parent / Path(spec.weights).expanduser()
+            weights = None if spec.weights is None else resolve_weights(spec.weights, path.parent)
             parts[component] = load(spec.kind, weights, spec.config, device=where, dtype=kept)
             kinds[component] = spec.kind
         grid = None if config.grid is None else Grid(*config.grid)
@@ -133,8 +134,8 @@ class HybridPipeline:
         pipeline.kinds = kinds
         if config.text is not None:
             own = config.text.weights
-            weights = None if own is None else str((path.parent / Path(own).expanduser()).resolve())
-            pipeline.text_source = {"config": config.text.config or {}, "weights": weights}
+            stays = None if own is None else str(resolve_weights(own, path.parent).resolve())
+            pipeline.text_source = {"config": config.text.config or {}, "weights": stays}
         card = path.parent / "README.md"
         if path.name == INDEX and card.is_file():
             pipeline.card = card.read_text(encoding="utf-8")
@@ -174,6 +175,8 @@ class HybridPipeline:
                 )
                 state = {key: _cast(value, dtype) for key, value in module.state_dict().items()}
                 save_weights(folder / spec["weights"], state, metadata={"kind": kind, "config": config})
+                if getattr(module, "text_tokenizer", None) is not None:
+                    module.text_tokenizer.save(str(folder / component / "tokenizer.json"))
             index[component] = spec
         index["classes"], index["lossy"] = self.classes, self.lossy
         index["grid"] = None if self.grid is None else [self.grid.height, self.grid.width]
@@ -293,14 +296,6 @@ class HybridPipeline:
         guidance = {"guidance_scale": guidance_scale, "guidance_kind": guidance_kind}
         drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         prefix = find_sampling(defaults.ar, guidance | drawing)
-        fill = Fill(
-            steps=defaults.steps if steps is None else steps,
-            schedule=schedule or defaults.schedule,
-            resume=resume or defaults.resume,  # type: ignore[arg-type]
-            order=order or defaults.order,
-            noise=defaults.noise if noise is None else noise,
-            sampling=find_sampling(defaults.masked, guidance | drawing),
-        )
         sized = height is not None or width is not None
         grid = find_grid(height, width, self.tokenizer.factor) if sized else self.grid
         tokens, keep = None, None
@@ -308,6 +303,14 @@ class HybridPipeline:
             lead = self.masked if self.masked is not None else self.ar
             own = grid or getattr(lead, "grid", None)
             tokens, keep = find_inpainting(image, mask, own, self.tokenizer, self.dtype)
+        fill = Fill(
+            steps=self._default_steps(grid, fraction, count, keep) if steps is None else steps,
+            schedule=schedule or defaults.schedule,
+            resume=resume or defaults.resume,  # type: ignore[arg-type]
+            order=order or defaults.order,
+            noise=defaults.noise if noise is None else noise,
+            sampling=find_sampling(defaults.masked, guidance | drawing),
+        )
         started = time.perf_counter()
         encoded, negative = self.encode(repeated), None
         if negative_prompt is not None:
@@ -357,6 +360,15 @@ class HybridPipeline:
         passes = dict(result.phases.passes)
         passes["condition"] = 0 if self.text is None else 1 + (negative is not None)
         return replace(result, images=images, phases=Phases(seconds, passes), settings=settings)
+
+    def _default_steps(self, grid: Grid | None, fraction: float | None, count: int | None, keep: Tensor | None) -> int:
+        """The default number of masked passes, or as many as there are places to fill where those are fewer."""
+        grid = grid or getattr(self.masked, "grid", None)
+        if grid is None or not 0 <= (fraction or 0) <= 1:  # the sampler says what is wrong with the fraction
+            return self.defaults.steps
+        known = count if count is not None else round((fraction or 0) * grid.places)
+        left = grid.places - known if keep is None else int((~keep).sum())
+        return max(1, min(self.defaults.steps, left))
 
     @property
     def device(self) -> torch.device:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hybrid import losses
 from hybrid.data.codes import CaptionTable, to_images
+from hybrid.data.concepts import EVERYDAY
 from hybrid.data.folder import DataFolder
 from hybrid.pictures import sheet
 from hybrid.sampler import Fill, HybridSampler, Sampling
@@ -35,6 +36,19 @@ def group_weights(items: Sequence[Mapping[str, Any]]) -> Tensor:
     for item in items:
         sizes[item["group"]] = sizes.get(item["group"], 0) + 1
     return torch.tensor([1 / sizes[item["group"]] for item in items])
+
+
+def favour(weights: Tensor, favoured: Sequence[bool], share: float) -> Tensor:
+    """Weights rescaled so that the favoured items get ``share`` of all draws.
+
+    Raises:
+        ValueError: nothing, or everything, is favoured.
+    """
+    chosen = torch.tensor(favoured)
+    if not bool(chosen.any()) or bool(chosen.all()):
+        raise ValueError(f"everyday: {int(chosen.sum())} of {len(chosen)} pictures are of everyday words; use 0")
+    inside, outside = weights[chosen].sum(), weights[~chosen].sum()
+    return torch.where(chosen, weights * share / inside, weights * (1 - share) / outside)
 
 
 def pick(folder: DataFolder, split: str, sets: Sequence[str] | None) -> NDArray[np.int64]:
@@ -141,6 +155,7 @@ class CodesTask:
         metadata: dict[str, Any],
         condition_dropout: float = 0.1,
         balance: bool = False,
+        everyday: float = 0.0,
         sets: Sequence[str] | None = None,
         tokenizer: Any = None,
     ) -> None:
@@ -149,7 +164,11 @@ class CodesTask:
         self.tokenizer = tokenizer
         self.places = int(codes.shape[2])
         self.train = pick(folder, "train", sets)
-        weights = group_weights([folder.items[index] for index in self.train]) if balance else None
+        items = [folder.items[index] for index in self.train]
+        weights = group_weights(items) if balance else None
+        if everyday:
+            asked = [not set(EVERYDAY).isdisjoint(item["captions"]) for item in items]
+            weights = favour(torch.ones(len(items)) if weights is None else weights, asked, everyday)
         self.order = DataOrder(len(self.train), seed, weights)
         self.held = held_out(folder, sets)
         if captions is not None:

@@ -94,6 +94,7 @@ def _build(config: TrainConfig, data: Path, tokenizer: Path | None, source: str)
         "metadata": metadata,
         "condition_dropout": config.condition_dropout,
         "balance": config.balance,
+        "everyday": config.everyday,
         "sets": config.sets,
         "tokenizer": image_tokenizer,
     }

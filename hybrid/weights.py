@@ -58,7 +58,7 @@ def resolve_weights(name: str, base: Path) -> Path:
     if (folder / path).exists():
         return folder / path
     where = f"{FOLDER_VARIABLE} ({folder})" if variable else f"the current directory ({folder.absolute()})"
-    raise ValueError(f"{name}: not in {where}; {_remedy(name, variable)}")
+    raise ValueError(f"{name}: neither beside the configuration nor in {where}; {_remedy(name, variable)}")
 
 
 def _remedy(name: str, variable: str | None) -> str:

@@ -112,8 +112,11 @@ def test_yaml_pairing_with_weights_relative_to_it(pipe: HybridPipeline, folder: 
     [
         ("tokeniser: {kind: fsq}\n", "unknown key 'tokeniser'; did you mean 'tokenizer'?"),
         ("tokenizer: {kind: fsq, weight: a}\n", "unknown key 'tokenizer.weight'; did you mean 'weights'?"),
-        ("tokenizer: {kind: fsqq, weights: a.pt}\n", "unknown kind 'fsqq'; did you mean 'fsq'?"),
-        ("tokenizer: {kind: fsq, weights: gone.safetensors}\n", "gone.safetensors: no such file or folder"),
+        ("tokenizer: {kind: fsqq, weights: w/a.pt}\n", "unknown kind 'fsqq'; did you mean 'fsq'?"),
+        (
+            "tokenizer: {kind: fsq, weights: gone.safetensors}\n",
+            "gone.safetensors: neither beside the configuration nor in the current directory",
+        ),
         ("- 1\n", "expected a mapping of settings, got list"),
     ],
 )

@@ -62,7 +62,7 @@ UNFLIPPABLE = frozenset(
     quarter waxing waning sake lantern coin canned salt telephone ruler dna eight ten minidisc videocassette game dice
     die domino slot alphabet blood type steaming customs baggage luggage control wheelchair passing speech balloon
     accept reserved
-    """.split()  # noqa: SIM905
+    """.split()
 )
 
 
@@ -266,14 +266,15 @@ def _article(name: str) -> str:
 
 
 # Everyday things, the ones a visitor asks for first in front; `common_words` keeps those that training has seen.
-EVERYDAY = """red apple, dog, cat, house, car, heart, star, sun, moon, tree, fish, rose,
+EVERYDAY: tuple[str, ...] = tuple(
+    word.strip()
+    for word in """red apple, dog, cat, house, car, heart, star, sun, moon, tree, fish, rose,
 bird, pizza, banana, strawberry, rocket, airplane, bicycle, sailboat, umbrella, rainbow, snowman, fire, key, bell, book,
 camera, guitar, soccer ball, basketball, balloon, crown, diamond, watermelon, lemon, grapes, tomato, mushroom,
 hamburger, ice cream, birthday cake, cookie, cup of coffee, penguin, elephant, butterfly, snail, turtle, frog, pig,
 lion, tiger, panda, rabbit, horse, owl, octopus, spider, tulip, sunflower, cactus, grinning face, ghost, robot,
 skull, eyeglasses, t-shirt, jeans, dress, hammer, scissors, candle, light bulb, television, cloud, mountain, volcano,
-carrot, cherries, pineapple, bread, egg, anchor, bus, tractor, helicopter, gift, teddy bear, trophy""".replace(
-    "\n", " "
+carrot, cherries, pineapple, bread, egg, anchor, bus, tractor, helicopter, gift, teddy bear, trophy""".split(",")
 )
 
 
@@ -284,7 +285,7 @@ def common_words(items: Iterable[Mapping[str, Any]], count: int = 48, least_sets
         if item["split"] == "train":
             for caption in item["captions"]:
                 sets[caption].add(item["set"])
-    return [word for word in EVERYDAY.split(", ") if len(sets[word]) >= least_sets][:count]
+    return [word for word in EVERYDAY if len(sets[word]) >= least_sets][:count]
 
 
 def describe(

@@ -22,7 +22,7 @@ SYMBOLS, FLAGS = 8, 9
 SPELLINGS = {"oclock": "o'clock", "asterix": "asterisk", "piata": "pinata", "leftwards": "left", "rightwards": "right"}
 PHRASES = (("e mail", "email"), ("t shirt", "t-shirt"), ("regional indicator ", "letter "))
 SHORT = frozenset(["of", "on", "in", "no", "up", "ok", "at", "by", "to", "a"])
-PEOPLE = frozenset("man men woman women person people mr mrs mx adult".split())  # noqa: SIM905
+PEOPLE = frozenset("man men woman women person people mr mrs mx adult".split())
 _PLURAL_PEOPLE = re.compile(r"^(family|kiss|couple with heart)\b.*\b(man|woman|person|boy|girl|adult|child)\b.*$")
 # Code points of one idea that differ only by who does it.
 _SAME_CODE = {

@@ -20,7 +20,7 @@ balloon networked computers below tongue out wink turned ok waning gibbous waxin
 winking cjk unified ideograph droplet rosette reverse hand middle finger fingers splayed victory thumbs bathtub acorn
 arrow leftwards rightwards with circle television basketball sunrise snowman pineapple sailboat crescent volcano
 vibration wheelchair cone revolving
-""".split()  # noqa: SIM905
+""".split()
 
 # fxemoji's slug → the label of what it shows.
 FIREFOX = {
@@ -197,12 +197,12 @@ EVERYDAY_NAMES = {
     "running shoe": "sneaker", "person running": "runner", "mobile phone": "smartphone", "desktop computer": "computer",
 }  # fmt: skip
 ANIMALS = frozenset(
-    "cat dog cow pig mouse rabbit tiger horse monkey dragon unicorn panda bear wolf fox hamster lion frog".split()  # noqa: SIM905
+    "cat dog cow pig mouse rabbit tiger horse monkey dragon unicorn panda bear wolf fox hamster lion frog".split()
 )
 
 # Last words that take no article.
 UNCOUNTED = frozenset(
     """locked unlocked foggy fog construction bread butter bacon broccoli dna voltage ice salt wood soap popcorn rice
     sushi spaghetti garlic hockey lacrosse badminton pong sake candy coral custard fondue oden luggage yarn thread fuji
-    food tea liquid salad cricket rail landslide decoration volume fire mate food""".split()  # noqa: SIM905
+    food tea liquid salad cricket rail landslide decoration volume fire mate food""".split()
 )
