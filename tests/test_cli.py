@@ -307,7 +307,7 @@ def test_broken_pairings_are_one_line(run: Run, folder: Path, tmp_path: Path) ->
     smaller = good["tokenizer"]["config"] | {"width": 16}
     for name, changed, message in (
         ("key", {"masks": {}}, "unknown key 'masks'; did you mean 'masked'?"),
-        ("missing", {"ar": {**good["ar"], "weights": "gone.pt"}}, "gone.pt: no such file or folder"),
+        ("missing", {"ar": {**good["ar"], "weights": "gone.pt"}}, "gone.pt: neither beside the configuration"),
         ("cut", {"ar": {**good["ar"], "weights": "half.safetensors"}}, "half.safetensors: truncated"),
         ("shape", {"tokenizer": {**good["tokenizer"], "config": smaller}}, "model.safetensors: "),
         ("two", {"ar_tokenizer": foreign}, "the tokenizers have different decoders"),
