@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +25,24 @@ from hybrid.optimization import Average
 
 STEP = re.compile(r"step-(\d+)")
 PARTIAL = "partial"
+
+
+def claim(folder: Path) -> TextIO:
+    """Hold a run's folder while the returned file is open, so that two runs never write to one folder.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    held = (folder / ".lock").open("w")
+    try:
+        import fcntl
+    except ImportError:  # Windows has no advisory locks of this kind
+        return held
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(f"{folder}: another run is writing here; wait for it or give another --out") from None
+    return held
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hybrid.config import LoopConfig
 from hybrid.loss_plot import can_plot, plot_log
 from hybrid.optimization import Average, averaged, learning_rate, optimizers
-from hybrid.run_folder import Log, latest_checkpoint, load_checkpoint, read_log, save_checkpoint, save_final
+from hybrid.run_folder import Log, claim, latest_checkpoint, load_checkpoint, read_log, save_checkpoint, save_final
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,9 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
     model = task.model.to(accelerator.device).train()
     average = Average(model, config.ema) if config.ema else None
     optimizer_list = optimizers(model, config)
+    main = accelerator.is_main_process
     out.mkdir(parents=True, exist_ok=True)
+    _held = claim(out) if main else None  # until this generator ends
     start = 0
     if found := latest_checkpoint(out):
         start = found[0]
@@ -143,7 +145,6 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
         logger.info("resumed %s at step %d", out, start)
     loss_of = accelerator.prepare(Loss(task, compile=config.compile))
     prepared = [accelerator.prepare(optimizer) for optimizer in optimizer_list]
-    main = accelerator.is_main_process
     log = Log(out / "log.jsonl", start) if main else None
 
     def save(step: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from pairs import CLASSES, class_pair, text_pair
+from tiny_emoji import drawings
 
 from hybrid.benchmarks import artist as artist_module
-from hybrid.benchmarks import classifier, cli, fashion, figures, memorisation
+from hybrid.benchmarks import classifier, cli, fashion, figures
 from hybrid.benchmarks.artist import Artist, Method, pair_weights
-from hybrid.benchmarks.concepts import SEEDS, aliases, core_of, filled, plan, recombined
 from hybrid.checkpoint import sha256
-from hybrid.data.concepts import STYLES
 from hybrid.data.folder import DataFolder, create_images, write_records
 from hybrid.pipeline import HybridPipeline
 
@@ -57,21 +55,6 @@ def clothes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"label": place % 3, "captions": [CLASSES[place % 3]], "split": split} for place, split in enumerate(splits)
     ]
     return write_folder(tmp_path_factory.mktemp("data") / "fashion", records, "fashion")
-
-
-def drawings() -> list[dict[str, Any]]:
-    """Forty seen groups of two vendors, six held-out ones: a colour variant and five new nouns."""
-    records: list[dict[str, Any]] = []
-    for number in range(46):
-        name = (
-            "green ball" if number == 40 else "red ball" if number == 0 else f"{'abcdefgh'[number % 8]}oo{number} toy"
-        )
-        for vendor in ("noto", "twemoji"):
-            captions = [name, f"{name}, {vendor} style", f"a {name}", f"{name} again"]
-            split = "train" if number < 40 else "heldout"
-            record = {"set": vendor, "name": name, "captions": captions, "group": f"g{number}", "split": split}
-            records.append(record)
-    return records
 
 
 @pytest.fixture(scope="module")
@@ -245,69 +228,7 @@ def test_emoji_figures_have_every_name(drawn_emoji: Path, tmp_path: Path) -> Non
     assert set(content["intervals_200"]) >= {"ar_retrieval_share", "hybrid25_retrieval_of_ar"}
 
 
-def test_plan_asks_each_scored_name_four_times_and_a_short_plan_starts_a_long_one() -> None:
-    items = drawings()
-    places = [place for place, item in enumerate(items) if item["split"] == "train"]
-    short, long = plan(items, places, 40, seed=2), plan(items, places, 80, seed=2)
-    assert short.distinct.places == long.distinct.places[:40] and len(set(long.distinct.places)) == 80
-    assert len(long.scored) == 40 and len(short.scored) == 20 and short.scored == long.scored[:20]
-    assert short.ranked == long.ranked == long.scored
-    everything = (*long.distinct.places, *long.again.places)
-    for group, rows in zip(long.scored, long.rows, strict=True):
-        own = [items[everything[row]] for row in rows]
-        assert len(rows) == SEEDS == len(set(rows)) and {item["group"] for item in own} == {group}
-        assert Counter(item["set"] for item in own) == {"noto": 2, "twemoji": 2}
-    item = items[long.distinct.places[0]]
-    assert long.distinct.prompts[0] == f"{item['name']}, {STYLES[item['set']]} style"
-    assert plan(items, places, 80, seed=3).scored != long.scored
-    with pytest.raises(ValueError, match="no picture of this split and these sets to ask for"):
-        plan(items, [], 80, seed=0)
-
-
-def test_names_of_concepts() -> None:
-    assert aliases(drawings()[:2]) == {"g0": ["red ball", "red ball again"]}
-    assert filled(["a", "b"], ["b", "c", "d"], 3) == ["a", "b", "c"] and filled(["a", "b"], [], 1) == ["a", "b"]
-    assert core_of("Green Heart") == "heart" == core_of("heart") and core_of("woman") == "" == core_of("red")
-    seen = {"1": ["red heart"], "2": ["man singer"], "3": ["white"]}
-    heldout = {"4": ["blue heart"], "5": ["singer"], "6": ["heart with arrow"], "7": ["black"]}
-    assert recombined(heldout, seen) == {"4", "5"}
-
-
-def test_memorisation_by_planted_copies() -> None:
-    generator = np.random.default_rng(0)
-    train = generator.integers(0, 50, (30, 2, 16)).astype(np.uint16)
-    drawn = generator.integers(0, 50, (10, 16)).astype(np.uint16)
-    drawn[3] = train[17, 1]
-    found = memorisation.nearest_by_tokens(drawn, train)
-    assert found.value_n[3] == 1 and found.place_n[3] == 17 and (np.delete(found.value_n, 3) < 0.5).all()
-    features = generator.normal(size=(30, 6))
-    nearest = memorisation.nearest_by_features(2 * features[[4, 9]], features)
-    assert nearest.place_n.tolist() == [4, 9] and nearest.value_n == pytest.approx([1, 1], abs=1e-5)
-    real = memorisation.nearest_by_tokens(generator.integers(0, 50, (200, 16)).astype(np.uint16), train)
-    assert memorisation.closeness(found, real)["below_first_percentile"] == pytest.approx(0.1)
-    assert memorisation.closeness(real, real)["below_first_percentile"] <= 0.01
-    pictures = generator.integers(0, 256, (10, 8, 8, 3)).astype(np.uint8)
-    page = np.asarray(memorisation.closest_pairs(pictures, pictures[::-1][..., :1], found, count=4))
-    assert np.array_equal(page[:8, :8], pictures[3]) and np.array_equal(page[10:18, :8, 0], pictures[6][..., 0])
-
-
-# Classifier and command
-
-
-def test_the_classifier_learns_and_is_shipped(tmp_path: Path) -> None:
-    labels = np.arange(96) % 3
-    images = np.random.default_rng(0).integers(0, 60, (96, 32, 32, 1), dtype=np.uint8)
-    for row, label in enumerate(labels):
-        images[row, 4 + 8 * label : 12 + 8 * label, 4:28] = 230
-    model = classifier.train_classifier(images, labels, epochs=12)
-    assert classifier.correct(model, images, labels, batch=40).mean() > 0.9
-    assert not classifier.correct(model, images, (labels + 1) % 3).mean() > 0.1
-    moved = classifier.augment(torch.full((4, 1, 32, 32), 1.0), torch.Generator().manual_seed(0))
-    assert moved.shape == (4, 1, 32, 32) and set(moved.unique().tolist()) <= {-1.0, 1.0}
-    assert classifier.shipped().stat().st_size < 500_000
-    classifier.load_classifier()
-    with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors: no such file"):
-        classifier.load_classifier(tmp_path / "nothing.safetensors")
+# The command
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,17 @@ def test_a_full_disk_is_one_line_and_loses_nothing(part: str, tmp_path: Path) ->
     assert {path.name: path.read_bytes() for path in good.iterdir()} == kept
 
 
+def test_two_runs_never_share_a_folder(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    task, loop = tiny.task("ar", folder)
+    first = train(task, loop, tmp_path)
+    next(first)
+    with pytest.raises(ValueError, match="another run is writing here; wait for it or give another --out"):
+        next(train(task, loop, tmp_path))
+    first.close()
+    assert list(train(task, loop, tmp_path))
+
+
 def test_a_full_disk_in_the_log_names_it(folder: Path, tmp_path: Path) -> None:
     task, loop = tiny.task("ar", folder)
     run = train(task, loop, tmp_path)

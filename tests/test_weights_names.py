@@ -51,7 +51,8 @@ def test_a_bare_name_is_found_beside_its_configuration_first(tmp_path: Path, mon
     assert resolve_weights("b.pt", base) == models / "b.pt"
     with pytest.raises(
         ValueError,
-        match=rf"^c\.pt: neither beside the configuration nor in HYBRID_WEIGHTS \({re.escape(str(models))}\); put it there, ",
+        match=r"^c\.pt: neither beside the configuration nor in HYBRID_WEIGHTS "
+        rf"\({re.escape(str(models))}\); put it there, ",
     ):
         resolve_weights("c.pt", base)  # the variable replaces the current directory
 
@@ -78,13 +79,15 @@ def test_a_missing_file_is_told_where_it_is_published_and_both_ways_to_provide_i
     with pytest.raises(ValueError) as caught:
         resolve_weights("ImageNet_384_large.pth", tmp_path)
     assert str(caught.value) == (
-        f"ImageNet_384_large.pth: neither beside the configuration nor in the current directory ({Path.cwd()}); it is published at "
+        "ImageNet_384_large.pth: neither beside the configuration nor in the current directory "
+        f"({Path.cwd()}); it is published at "
         "https://huggingface.co/llvictorll/Halton-MaskGIT: put it there, or set HYBRID_WEIGHTS to its folder, or write "
         "hf://llvictorll/Halton-MaskGIT/ImageNet_384_large.pth as its weights to have it downloaded"
     )
     with pytest.raises(
         ValueError,
-        match=r"^mine\.pt: neither beside the configuration nor in [^\n]*, or write hf://owner/repo/mine\.pt as its weights$",
+        match=r"^mine\.pt: neither beside the configuration nor in [^\n]*, "
+        r"or write hf://owner/repo/mine\.pt as its weights$",
     ):
         resolve_weights("mine.pt", tmp_path)
 
