@@ -38,16 +38,16 @@ class Reader:
     read better, and candidates under all their aliases."""
 
     def __init__(self, job: Job, encoder: Any) -> None:
-        items, places = job.folder.items, np.arange(len(job.folder))
+        items, places = job.folder.items, range(len(job.folder))
         self.names = aliases(items)
         every = sorted({name for names in self.names.values() for name in names})
         self._embedding = dict(zip(every, embed_sentences(encoder, every), strict=True))
         features = real_features(
             job.folder, places, job.network, progress=lambda done, total: job.artist.told("real pictures", done, total)
         )
-        self.features = dict(zip(places.tolist(), features, strict=True))
-        targets = np.stack([self._embedding[items[place]["name"]] for place in places])
-        self.fitted: CrossFitted = cross_fit(features, targets, [items[place]["group"] for place in places])
+        self.features = dict(zip(places, features, strict=True))
+        targets = np.stack([self._embedding[item["name"]] for item in items])
+        self.fitted: CrossFitted = cross_fit(features, targets, [item["group"] for item in items])
 
     def real(self, places: Sequence[int]) -> NDArray[np.float16]:
         """Features of real pictures."""

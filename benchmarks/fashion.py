@@ -40,7 +40,7 @@ def make(job: Job, classifier: FashionClassifier | None = None) -> Sheet:
         return lambda done, total: artist.told(what, done, total)
 
     reference = Reference(real_features(folder, test, job.network, progress=told("test pictures")), job.seed)
-    real_hits = correct(judge, np.ascontiguousarray(folder.images[test, 0]), labels)
+    real_hits = correct(judge, np.ascontiguousarray(folder.images[test, 0]), labels).astype(float)
     floor = reference.compare(real_features(folder, train, job.network, progress=told("train pictures")))
     pictures = np.ascontiguousarray(folder.images[train, 0])
     rebuilt = artist.reconstruct(pictures)
@@ -56,7 +56,7 @@ def make(job: Job, classifier: FashionClassifier | None = None) -> Sheet:
     for method in METHODS:
         drawn = artist.draw(method, labels.tolist(), job.seed)
         compared[method.name] = result = reference.compare(drawn.features_nd)
-        hits = correct(judge, artist.pictures(drawn), labels)
+        hits = correct(judge, artist.pictures(drawn), labels).astype(float)
         accuracy = share(hits, real_hits, seed=job.seed)
         sheet.methods[method.name] = method_details(artist, method, result, drawn, accuracy=float(hits.mean()))
         sheet.add(f"{method.name}_frechet", result.frechet)
