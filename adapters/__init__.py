@@ -25,6 +25,7 @@ ADAPTERS = {
     "movqgan": "hybrid.adapters.vq:load_movqgan",
     "fsq": "hybrid.adapters.fsq:load",
     "minilm": "hybrid.adapters.text:load_minilm",
+    "t5": "hybrid.adapters.t5:load",
 }
 
 

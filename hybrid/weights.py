@@ -24,6 +24,7 @@ PUBLISHED: dict[str, str] = {
     "t2i_XL_stage1_256.pt": _LLAMAGEN_TEXT,
     "t2i_XL_stage2_512.pt": _LLAMAGEN_TEXT,
     "vq_ds16_t2i.pt": _LLAMAGEN_TEXT,
+    "flan-t5-xl": "google/flan-t5-xl",
     **{
         f"ImageNet_{pixels}_{size}.pth": _HALTON
         for pixels in (256, 384)
@@ -64,6 +65,8 @@ def resolve_weights(name: str, base: Path) -> Path:
 def _remedy(name: str, variable: str | None) -> str:
     put = "put it there" if variable else f"put it there, or set {FOLDER_VARIABLE} to its folder"
     repository = PUBLISHED.get(name)
+    if not Path(name).suffix:
+        return f"{put}; it is a folder: hf download {repository or 'owner/repo'} --local-dir {name}"
     if repository is None:
         return f"{put}, or write {HUB}owner/repo/{name} as its weights"
     return (

@@ -104,6 +104,15 @@ def reference_loss(kind: str, model: Any, batch: Any) -> torch.Tensor:
     return -(smoothed * batch["masked"]).mean()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in the order in which the two processes make them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_a_plain_loop(kind: str, folder: Path, tmp_path: Path) -> None:
     changes = {"label_smoothing": 0.1, "loop": {"ema": 0.9, "weight_decay": 0.1, "clip": 0.5}}
@@ -262,7 +271,7 @@ def test_accumulated_parts_equal_the_whole_batch(folder: Path, tmp_path: Path) -
         assert [line["loss"] for line in parts] == pytest.approx([line["loss"] for line in whole], rel=1e-5)
 
 
-def test_two_processes_equal_one_with_twice_the_batch(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_equal_one_with_twice_the_batch(folder: Path, tmp_path: Path, one_thread: None) -> None:
     loop = {"optimizer": "muon", "save_seconds": 0, "log_every": 3}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = [str(Path(tiny.__file__)), str(folder), str(tmp_path / "two"), "tokenizer,masked", json.dumps(loop)]
@@ -436,7 +445,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
         if step == 2:
             signal.raise_signal(signal.SIGINT)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.default_int_handler
+    inherited = signal.signal(signal.SIGINT, before)  # a job in a shell's background starts with it ignored
     monkeypatch.setattr(run_folder.Log, "write", pressed)
     assert command() == 130
     text = capsys.readouterr().out
@@ -444,6 +454,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     found = latest_checkpoint(tmp_path / "out")
     assert found is not None and found[0] == 3 and signal.getsignal(signal.SIGINT) is before
     monkeypatch.undo()
+    signal.signal(signal.SIGINT, inherited)
     assert command() == 0
 
 

@@ -195,3 +195,8 @@ def test_the_pairing_draws_with_small_weights_in_the_originals_files(
     drawn = line.generate([3], seeds=[0], ar_fraction=defaults.ar_fraction, prefix=prefix, fill=fill)
     assert drawn.images.shape == (1, 3, 16, 16) and drawn.lossy is None
     assert drawn.phases.passes["prefix"] == 16 and drawn.phases.passes["fill"] == 32
+
+
+def test_a_missing_folder_says_how_to_fetch_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="it is a folder: hf download google/flan-t5-xl --local-dir flan-t5-xl$"):
+        resolve_weights("flan-t5-xl", tmp_path)
