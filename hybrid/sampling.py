@@ -19,8 +19,8 @@ GUIDANCE_KINDS: tuple[str, ...] = ("constant", "linear", "interval")
 _BITS = 24
 """Bits of a float32 uniform: torch.rand gives whole multiples of 2^-24, so that u * total is exact in integers."""
 
-_ONE = 2**52
-"""Probability 1 as a whole number. The sum of a float32 softmax stays below 2 * _ONE = 2^53."""
+ONE = 2**52
+"""Probability 1 as a whole number. The sum of a float32 softmax stays below 2 * ONE = 2^53."""
 
 _TOP_P_SLACK = 2.0**-20
 """A mass this close to top-p counts as reached: float32 probabilities are not known any better."""
@@ -131,7 +131,7 @@ def filter_logits(
         weights = _weights(descending)
         reached = weights.cumsum(-1)
         fraction = torch.tensor(max(top_p - _TOP_P_SLACK, 0.0), device=logits.device)
-        keep_sorted = (reached - weights) < _share(reached[..., -1:], fraction)
+        keep_sorted = (reached - weights) < fraction_of(reached[..., -1:], fraction)
         keep_sorted[..., 0] = True
         keep = torch.zeros_like(keep_sorted).scatter_(-1, codes, keep_sorted)
         logits = logits.masked_fill(~keep, -math.inf)
@@ -180,7 +180,7 @@ def draw(
     else:
         logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
         reached = _weights(logits).cumsum(-1)
-        target = _share(reached[..., -1], uniforms.to(logits.device))
+        target = fraction_of(reached[..., -1], uniforms.to(logits.device))
         tokens = torch.searchsorted(reached, target[..., None], right=True)[..., 0]
     return tokens, logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
@@ -198,10 +198,10 @@ def uniforms(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Ten
 
 def _weights(logits: Tensor) -> Tensor:
     """Probabilities as int64 in units of 2^-52, zero where they are smaller; the scaling itself is exact."""
-    return (logits.softmax(-1) * _ONE).long()
+    return (logits.softmax(-1) * ONE).long()
 
 
-def _share(total: Tensor, fraction: Tensor) -> Tensor:
+def fraction_of(total: Tensor, fraction: Tensor) -> Tensor:
     """floor(fraction * total) for int64 totals below 2^54 and fractions in [0, 1) cut to 24 bits, without overflow."""
     numerator = (fraction * 2**_BITS).long()
     return numerator * (total >> _BITS) + ((numerator * (total & (2**_BITS - 1))) >> _BITS)

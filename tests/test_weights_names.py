@@ -198,5 +198,5 @@ def test_the_pairing_draws_with_small_weights_in_the_originals_files(
 
 
 def test_a_missing_folder_says_how_to_fetch_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="it is a folder: hf download google/flan-t5-xl --local-dir flan-t5-xl$"):
+    with pytest.raises(ValueError, match=r"it is a folder: hf download google/flan-t5-xl --local-dir flan-t5-xl$"):
         resolve_weights("flan-t5-xl", tmp_path)

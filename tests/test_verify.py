@@ -1,0 +1,610 @@
+"""Exact verification: on models small enough to enumerate, the tokens have the AR model's distribution.
+
+A chi-square test rejects a correct program with probability ALARM; with the tests of total variation about 60 run, so
+that one choice of seeds fails with probability 6e-5. The seeds are fixed: what has passed passes again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from fakes import (
+    NULL,
+    FakeAR,
+    FakeCondition,
+    FakeMasked,
+    always_ar,
+    always_masked,
+    neighbour_masked,
+    table_ar,
+    uniform_ar,
+    uniform_masked,
+)
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hybrid import verify
+from hybrid.adapters import load
+from hybrid.align import Alignment
+from hybrid.sampler import Cancelled, Sampling, Step, ar_prefix
+from hybrid.sampling import Guidance
+from hybrid.types import FROM_AR, MASK, Grid
+from hybrid.verify import ExactResult, accept, distribution, exact_generate, next_window
+
+GOLDEN = Path(__file__).parent / "golden"
+ALARM = 1e-6
+CODES, TINY = 3, Grid(1, 5)
+PLACES = TINY.places
+IMAGES = 20_000
+WIDE = Grid(5, 3)
+
+
+def randn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class BatchAR(FakeAR):
+    """A table of next-token logits for every prefix, with and without condition, looked up for whole batches."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda before, label: torch.zeros(CODES), CODES, TINY)
+        self.table = randn(2, PLACES, CODES**PLACES, CODES, seed=1) * 1.5
+
+    def _next(self, state: Any) -> Tensor:
+        known_bn = torch.arange(state.tokens_bn.shape[1]) < state.filled_b[:, None]
+        weight_n = CODES ** torch.arange(state.tokens_bn.shape[1])
+        prefix_b = (torch.where(known_bn, state.tokens_bn, 0) * weight_n).sum(1)
+        kind_b = (state.condition.labels_b == NULL).long()
+        return self.table[kind_b, state.filled_b.clamp(max=PLACES - 1), prefix_b]
+
+
+class BatchMasked(FakeMasked):
+    """The same of the masked model: logits for every grid with unknown places, of any quality."""
+
+    def __init__(self, spread: float = 1.0) -> None:
+        super().__init__(lambda *_: torch.zeros(PLACES, CODES), CODES, TINY)
+        self.table = randn(2, (CODES + 1) ** PLACES, PLACES, CODES, seed=2) * spread
+
+    def logits(self, tokens_bn: Tensor, condition: FakeCondition, places_bm: Tensor | None = None) -> Tensor:
+        self.note(condition.labels_b)
+        assert places_bm is not None
+        grid_b = ((tokens_bn + 1) * (CODES + 1) ** torch.arange(PLACES)).sum(1)
+        kind_b = (condition.labels_b == NULL).long()
+        return self.table[kind_b[:, None], grid_b[:, None], places_bm]
+
+
+@cache
+def exact_probabilities(sampling: Sampling) -> Tensor:
+    """Of each of the k^n grids, by hand: guidance, temperature, top-k and top-p of every conditional."""
+    model, found = BatchAR(), []
+    for grid in product(range(CODES), repeat=PLACES):
+        total, prefix = 1.0, 0
+        for place, code in enumerate(grid):
+            cond, null = (model.table[kind, place, prefix].double() for kind in (0, 1))
+            scale = sampling.guidance.at(place / (PLACES - 1))
+            logits = ((null + scale * (cond - null)) / sampling.temperature).tolist()
+            ranked = sorted(range(CODES), key=lambda i: -logits[i])[: sampling.top_k or CODES]
+            weights = {i: math.exp(logits[i]) for i in ranked}
+            mass, kept = 0.0, {}
+            for i in ranked:
+                if mass < (sampling.top_p or 1.0):
+                    kept[i] = weights[i]
+                mass += weights[i] / sum(weights.values())
+            total *= kept.get(code, 0.0) / sum(kept.values())
+            prefix += code * CODES**place
+        found.append(total)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def counted(tokens_bn: Tensor) -> Tensor:
+    """How often each of the k^n grids came out, in the order of ``itertools.product``."""
+    cells = (tokens_bn * CODES ** torch.arange(PLACES - 1, -1, -1)).sum(1)
+    return torch.bincount(cells, minlength=CODES**PLACES).double()
+
+
+def chance(statistic: float, freedom: int) -> float:
+    """P(chi-square of so many degrees of freedom >= statistic)."""
+    half = torch.tensor([freedom / 2, statistic / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(half[0], half[1]))
+
+
+def fits(counts: Tensor, p: Tensor) -> float:
+    """p-value of Pearson's test; cells expected fewer than 5 times are pooled. 0 where an impossible grid came out."""
+    if bool((counts[p == 0] > 0).any()):
+        return 0.0
+    expected = p * counts.sum()
+    rare = expected < 5
+    seen, expected = (torch.cat((x[~rare], x[rare].sum()[None])) for x in (counts, expected))
+    seen, expected = seen[expected > 0], expected[expected > 0]
+    return chance(float(((seen - expected) ** 2 / expected).sum()), len(seen) - 1)
+
+
+def agree(one: Tensor, other: Tensor) -> float:
+    """p-value of the two-sample test for equally many draws; cells seen fewer than 10 times together are pooled."""
+    rare = one + other < 10
+    one, other = (torch.cat((x[~rare], x[rare].sum()[None])) for x in (one, other))
+    one, other = one[one + other > 0], other[one + other > 0]
+    return chance(float(((one - other) ** 2 / (one + other)).sum()), len(one) - 1)
+
+
+def variation(counts: Tensor, p: Tensor) -> float:
+    return float((counts / counts.sum() - p).abs().sum() / 2)
+
+
+def variation_bound(p: Tensor, images: int) -> float:
+    """Exceeded by the empirical total variation with probability below ALARM (its mean, then McDiarmid)."""
+    mean = float((p * (1 - p) / images).sqrt().sum() / 2)
+    return mean + math.sqrt(math.log(1 / ALARM) / (2 * images))
+
+
+def pooled(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
+    """What ``uniforms`` gives, drawn at once from the first generator, since one for each of many images is slow."""
+    return torch.rand((len(generators), *shape), generator=generators[0])
+
+
+def tiny(prefix: Sampling, draft: Sampling, seed: int = 0, **options: Any) -> ExactResult:
+    ar, masked = BatchAR(), BatchMasked()
+    asked = ar.condition([0] * IMAGES)
+    generators = [torch.Generator().manual_seed(seed)] * IMAGES
+    nulls = asked.null()
+    with patch.object(verify, "uniforms", pooled):
+        return exact_generate(
+            ar, masked, asked, nulls, asked, nulls, generators=generators, prefix=prefix, draft=draft, **options
+        )
+
+
+SETTINGS: dict[str, tuple[Sampling, Sampling]] = {
+    "plain": (Sampling(), Sampling()),
+    "guided": (Sampling(Guidance(2.5)), Sampling(Guidance(1.5))),
+    "ramp": (Sampling(Guidance(3, "linear"), temperature=1.3), Sampling(Guidance(2, "interval", 0.5, 1))),
+    "top-k": (Sampling(top_k=2, temperature=1.5), Sampling(top_k=2)),
+    "top-p": (Sampling(Guidance(0.5), temperature=0.8, top_p=0.8), Sampling(temperature=2.0)),
+    "soft": (Sampling(Guidance(2), temperature=2.5), Sampling()),
+    "sure draft": (Sampling(temperature=1.2), Sampling(temperature=0)),
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_joint_distribution_is_the_ar_models(name: str, seed: int) -> None:
+    prefix, draft = SETTINGS[name]
+    p = exact_probabilities(prefix)
+    assert float(p.sum()) == pytest.approx(1)
+    counts = counted(tiny(prefix, draft, seed, window=(4, 2, 16)[seed]).tokens_bn)
+    assert fits(counts, p) > ALARM
+    assert variation(counts, p) < variation_bound(p, IMAGES)
+
+
+@pytest.mark.parametrize("options", [{"window": 1}, {"window": 3, "adapt": False}])
+def test_every_window_is_exact(options: dict[str, Any]) -> None:
+    prefix, draft = SETTINGS["guided"]
+    assert fits(counted(tiny(prefix, draft, 5, **options).tokens_bn), exact_probabilities(prefix)) > ALARM
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_plain_ar_agrees(name: str) -> None:
+    prefix, draft = SETTINGS[name]
+    model = BatchAR()
+    asked = model.condition([0] * IMAGES)
+    noise = torch.rand(IMAGES, PLACES, generator=torch.Generator().manual_seed(7))
+    plain = counted(ar_prefix(model, asked, asked.null(), PLACES, noise, prefix)[0])
+    assert fits(plain, exact_probabilities(prefix)) > ALARM
+    assert agree(plain, counted(tiny(prefix, draft, 8).tokens_bn)) > ALARM
+
+
+def _noise(change: Callable[[Tensor], Tensor]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Every attempt's uniforms (b, 3, w), of drafts, acceptance and the last token (its first), changed."""
+    fresh = verify._fresh
+    return lambda monkeypatch: monkeypatch.setattr(verify, "_fresh", lambda *given: change(fresh(*given)))
+
+
+def _same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Tensor] = []
+    fresh = verify._fresh
+    monkeypatch.setattr(verify, "_fresh", lambda *given: (kept.append(fresh(*given)), kept[0])[1])
+
+
+def _rule(change: Callable[..., tuple[Tensor, Tensor]]) -> Callable[[pytest.MonkeyPatch], None]:
+    return lambda monkeypatch: monkeypatch.setattr(verify, "accept", change)
+
+
+def _q_of_the_place_before(p: Tensor, q: Tensor, draft: Tensor, *rest: Any, relax: float) -> tuple[Tensor, Tensor]:
+    return accept(p, torch.cat((q[:, :1], q[:, :-1]), dim=1), draft, *rest, relax=relax)
+
+
+def _p_without_its_last_place(p: Tensor, *rest: Any, relax: float) -> tuple[Tensor, Tensor]:
+    return accept(torch.cat((p[:, :1], p[:, :-1]), dim=1), *rest, relax=relax)
+
+
+BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "residual from p": lambda patch: patch.setattr(verify, "_residual", lambda p, q: p),
+    "one uniform for draft and acceptance": _noise(lambda noise: noise[:, [0, 0, 2]]),
+    "one uniform for draft and residual": _noise(lambda noise: noise[:, [0, 1, 0]]),
+    "one uniform for acceptance and residual": _noise(lambda noise: noise[:, [0, 1, 1]]),
+    "the same noise for every attempt": _same_every_time,
+    "q of the place before": _rule(_q_of_the_place_before),
+    "p of the place before": _rule(_p_without_its_last_place),
+    "loosened": _rule(lambda *given, relax: accept(*given, relax=0.2)),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_planted_bugs_are_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix, draft = SETTINGS["soft"]
+    BUGS[bug](monkeypatch)
+    assert fits(counted(tiny(prefix, draft, window=4).tokens_bn), exact_probabilities(prefix)) < ALARM
+
+
+@pytest.mark.parametrize("relax", [0.1, 0.5])
+def test_relaxation_stays_within_its_bound(relax: float) -> None:
+    prefix, draft = SETTINGS["guided"]
+    p = exact_probabilities(prefix)
+    exact, loose = (tiny(prefix, draft, 3, window=4, adapt=False, relax=value) for value in (0.0, relax))
+    assert loose.accepted_br.sum() > exact.accepted_br.sum()
+    counts = counted(loose.tokens_bn)
+    slack = variation_bound(p, IMAGES)
+    assert variation(counts, p) < 1 - (1 - relax) ** PLACES + slack
+    assert fits(counts, p) < ALARM  # it is not exact, and the test sees it
+    # One place by enumeration: the emitted distribution from the rule's own definition.
+    p_k, q_k = distribution(randn(2, CODES, seed=4), Sampling()).double()
+    kept_k = torch.minimum(q_k, p_k / (1 - relax))
+    left_k = (p_k - q_k).clamp(min=0)
+    emitted_k = kept_k + (1 - kept_k.sum()) * left_k / left_k.sum()
+    assert (emitted_k <= p_k / (1 - relax) + 1e-12).all()
+    assert (emitted_k - p_k).abs().sum() / 2 <= relax
+    images = 100_000
+    noise = torch.rand(3, images, generator=torch.Generator().manual_seed(0))
+    draft_b = torch.searchsorted(q_k.cumsum(0), noise[0].double()).clamp(max=CODES - 1)
+    p_bwk, q_bwk = (x.float().expand(images, 1, CODES) for x in (p_k, q_k))
+    tokens_b = accept(p_bwk, q_bwk, draft_b[:, None], noise[1][:, None], noise[2], relax=relax)[1][:, 0]
+    # A window without a place after it leaves nothing to draw where its only draft stays.
+    assert fits(torch.bincount(tokens_b, minlength=CODES).double(), emitted_k) > ALARM
+
+
+def test_the_rule_by_hand() -> None:
+    p = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.5, 0.5], [0.25, 0.5, 0.25]])
+    q = torch.tensor([[0.25, 0.5, 0.25], [0.5, 0.0, 0.5], [0.0, 0.0, 0.0]])
+
+    def run(draft: list[int], u: list[float], last: float) -> tuple[int, list[int]]:
+        accepted, tokens = accept(
+            p[None], q[None], torch.tensor([draft]), torch.tensor([[*u, 0.0]]), torch.tensor([last])
+        )
+        return int(accepted), tokens[0].tolist()
+
+    assert run([0, 2, MASK], [0.99, 0.99], 0.3) == (2, [0, 2, 1])  # p >= q: accepted whatever u; the bonus is of p
+    assert run([0, 2, MASK], [0.99, 0.99], 0.24) == (2, [0, 2, 0])
+    assert run([1, 2, MASK], [0.49, 0.99], 0.75) == (2, [1, 2, 2])  # u below p / q = 1 / 2
+    assert run([1, 2, MASK], [0.5, 0.0], 0.99) == (0, [0, MASK, MASK])  # only code 0 has p > q
+    assert run([0, 0, MASK], [0.0, 0.0], 0.99) == (1, [0, 1, MASK])  # p = 0 is rejected even at u = 0
+    assert run([0, 1, MASK], [0.9, 0.99], 0.0) == (2, [0, 1, 0])  # q = 0, p > 0: the ratio is infinite
+    assert run([MASK, MASK, MASK], [0.0, 0.0], 0.6) == (0, [1, MASK, MASK])  # no draft: a plain draw from p
+    accepted, tokens = accept(p[None, :1], q[None, :1], torch.tensor([[0]]), torch.zeros(1, 1), torch.zeros(1))
+    assert (int(accepted), tokens.tolist()) == (1, [[0]])
+
+
+def test_equal_distributions_never_reject() -> None:
+    p = distribution(randn(300, 4, 1000, seed=0) * 3, Sampling(top_k=50))
+    draft = p.flatten(0, 1).multinomial(1, generator=torch.Generator().manual_seed(0)).view(300, 4)
+    accepted, tokens = accept(p, p, draft, torch.full((300, 4), 1 - 2.0**-24), torch.zeros(300))
+    assert (accepted == 4).all() and torch.equal(tokens, draft)
+
+
+def test_a_rejection_always_has_a_residual() -> None:
+    """The last bits of float32 may differ without p exceeding q anywhere; whole numbers of equal sums may not."""
+    p = distribution(randn(4000, 1, 64, seed=0), Sampling())
+    q = torch.nextafter(p, torch.ones(()))
+    for one, other in ((p, q), (q, p)):
+        draft = one.argmin(-1)
+        accepted, tokens = accept(one, other, draft, torch.full((4000, 1), 1 - 2.0**-24), torch.full((4000,), 0.999))
+        assert ((tokens >= 0) & (tokens < 64)).all() and ((accepted == 1) | (tokens != draft)[:, 0]).all()
+
+
+def test_wrong_probabilities_and_knobs_are_refused() -> None:
+    half = torch.tensor([[[0.5, 0.5]]])
+    one = torch.zeros(1, 1)
+    for p, q in ((half * 0.9, half), (half, half * 1.1), (torch.tensor([[[1.5, -0.5]]]), half)):
+        with pytest.raises(ValueError, match="probabilities: must be from 0 and sum to 1"):
+            accept(p, q, torch.zeros(1, 1, dtype=torch.long), one, one[0])
+    for relax in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=rf"relax {relax:g}: must be at least 0 \(exact\) and below 1"):
+            accept(half, half, torch.zeros(1, 1, dtype=torch.long), one, one[0], relax=relax)
+
+
+def generate(
+    ar: Any, masked: Any, labels: Any, seeds: list[int], grid: Grid | None = None, **options: Any
+) -> ExactResult:
+    settings: dict[str, Any] = {"prefix": Sampling(), "draft": Sampling()} | options
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    asked, masked_asked = ar.condition(labels, grid), masked.condition(labels, grid)
+    return exact_generate(
+        ar, masked, asked, asked.null(), masked_asked, masked_asked.null(), generators=generators, **settings
+    )
+
+
+GREEDY = Sampling(Guidance(2), temperature=0)
+
+
+@pytest.mark.parametrize("draft", [Sampling(), Sampling(temperature=0), Sampling(Guidance(3), top_k=4)])
+@pytest.mark.parametrize("window", [1, 4, 16])
+def test_argmax_is_greedy_ar(draft: Sampling, window: int) -> None:
+    ar = table_ar()
+    asked = ar.condition([1, 2, 3], WIDE)
+    greedy, _ = ar_prefix(ar, asked, asked.null(), WIDE.places, torch.zeros(3, WIDE.places), GREEDY)
+    for relax in (0.0, 0.9):  # argmax is never loosened
+        result = generate(
+            ar, neighbour_masked(), [1, 2, 3], [0, 1, 2], WIDE, prefix=GREEDY, draft=draft, window=window, relax=relax
+        )
+        assert torch.equal(result.tokens_bn, greedy)
+
+
+@cache
+def golden_pair() -> tuple[Any, Any]:
+    """LlamaGen's golden model, and a MaskGIL of its size in the paper's form with random weights."""
+    from hybrid.adapters.maskgil import create
+
+    torch.manual_seed(0)
+    fields = {"dim": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64, "block_size": 16, "num_classes": 10}
+    masked, _ = create({**fields, "multiple_of": 32, "rope": "2d", "qk_norm": True, "post_norm": True})
+    torch.nn.init.normal_(masked.output.weight, std=0.3)
+    return load("llamagen", GOLDEN / "llamagen_c2i.safetensors"), masked.eval()
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+@pytest.mark.parametrize("window", [3, 16])
+def test_argmax_is_llamagens_greedy_decoding(scale: int, window: int) -> None:
+    ar, masked = golden_pair()
+    values = load_file(GOLDEN / "llamagen_c2i.safetensors")
+    prefix = Sampling(Guidance(scale), temperature=0)
+    result = generate(ar, masked, values["labels"], [0, 1, 2], prefix=prefix, window=window)
+    assert torch.equal(result.tokens_bn, values[f"greedy_cfg{scale}"])
+    assert result.passes["ar"] <= 16
+
+
+class OracleMasked(FakeMasked):
+    """Knows what the AR model will say: a draft that is always right, as far as ``known`` tells."""
+
+    def __init__(self, known_bn: Tensor, codes: int, grid: Grid) -> None:
+        super().__init__(lambda *_: torch.zeros(0), codes, grid)
+        self.known_bn = known_bn
+
+    def logits(self, tokens_bn: Tensor, condition: Any, places_bm: Tensor | None = None) -> Tensor:
+        assert places_bm is not None
+        return torch.nn.functional.one_hot(self.known_bn.gather(1, places_bm), self.codebook_size) * 50.0
+
+
+def test_a_right_draft_saves_llamagens_passes() -> None:
+    """Rows stand at different places of the real cache, and the last places are fed in windows that begin earlier."""
+    ar, _ = golden_pair()
+    values = load_file(GOLDEN / "llamagen_c2i.safetensors")
+    greedy = values["greedy_cfg4"]
+    known = greedy.clone()
+    known[1, 5:] = (known[1, 5:] + 1) % 64  # the second image's drafts go wrong, the others' do not
+    masked = OracleMasked(known, 64, Grid(4, 4))
+    prefix = Sampling(Guidance(4), temperature=0)
+    result = generate(ar, masked, values["labels"], [0, 1, 2], prefix=prefix, draft=Sampling(temperature=0), window=6)
+    assert torch.equal(result.tokens_bn, greedy)
+    assert result.drafted_br[0].tolist()[:3] == [6, 6, 0]
+    assert (result.origin_bn[0] != FROM_AR).sum() == 12 and (result.origin_bn[1] != FROM_AR).sum() == 4
+    assert result.passes["ar"] == 1 + result.drafted_br.shape[1]
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "guided": {"prefix": Sampling(Guidance(3, "linear"), top_k=5), "draft": Sampling(Guidance(2), top_p=0.9)},
+    "fixed": {"window": 5, "adapt": False},
+    "tall": {"grid": WIDE, "window": 3},
+    "relaxed": {"relax": 0.4},
+    "greedy": {"prefix": GREEDY},
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_an_image_does_not_depend_on_its_neighbours(run: str) -> None:
+    labels, seeds = [3, 1, 4, 1, 5], [5, 9, 2, 6, 5]
+    together = generate(table_ar(), neighbour_masked(), labels, seeds, **RUNS[run])
+    for i in range(5):
+        alone = generate(table_ar(), neighbour_masked(), labels[i : i + 1], seeds[i : i + 1], **RUNS[run])
+        for name in ("tokens_bn", "origin_bn", "tested_bn"):
+            assert torch.equal(getattr(alone, name)[0], getattr(together, name)[i])
+        rounds = alone.drafted_br.shape[1]
+        for name in ("drafted_br", "accepted_br"):
+            assert torch.equal(getattr(alone, name)[0], getattr(together, name)[i, :rounds])
+            assert (getattr(together, name)[i, rounds:] == 0).all()
+
+
+def test_an_image_leaves_its_generator_where_it_would_alone() -> None:
+    ends = []
+    for seeds in ([0, 1, 2], [1]):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        ar, masked = table_ar(), neighbour_masked()
+        asked = ar.condition(seeds)
+        exact_generate(
+            ar,
+            masked,
+            asked,
+            asked.null(),
+            asked,
+            asked.null(),
+            generators=generators,
+            prefix=Sampling(),
+            draft=Sampling(),
+        )
+        ends.append(torch.rand(4, generator=generators[seeds.index(1)]))
+    assert torch.equal(*ends)
+
+
+def test_no_noise_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def watched(p: Tensor, q: Tensor, draft: Tensor, u: Tensor, last: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        seen.extend((u.flatten(), last))
+        return accept(p, q, draft, u, last, **options)
+
+    monkeypatch.setattr(verify, "accept", watched)
+    generate(table_ar(), neighbour_masked(), [0, 1], [0, 1], Grid(2, 3), window=2)
+    values = torch.cat(seen)
+    values = values[values > 0]  # a finished image gets zeros
+    assert len(values) > 10 and len(values.unique()) == len(values)
+
+
+def test_passes_and_acceptance() -> None:
+    worst = generate(always_ar(3), always_masked(4), [0, 0], [0, 1])
+    assert (worst.tokens_bn == 3).all() and (worst.origin_bn == FROM_AR).all()
+    # One token an attempt; the last place is left to the AR model, so nothing is drafted for it.
+    assert worst.passes == {"ar": 16, "masked": 14}
+    assert worst.tested_bn.tolist() == [[0] + [1] * 14 + [0]] * 2 and not worst.accepted_bn.any()
+    assert worst.drafted_br[0].tolist() == [14, 8, 4, 2, *[1] * 10, 0]
+
+    best = generate(always_ar(3), always_masked(3), [0, 0], [0, 1])
+    assert (best.tokens_bn == 3).all() and best.passes == {"ar": 2, "masked": 1}
+    assert best.origin_bn.tolist() == [[0] + [1] * 14 + [0]] * 2
+    assert best.drafted_br.tolist() == best.accepted_br.tolist() == [[14]] * 2
+
+    best = generate(always_ar(3), always_masked(3), [0], [0], window=4)
+    assert best.origin_bn.tolist() == [[0, 1, 1, 1, 1, 0, 2, 2, 2, 2, 0, 3, 3, 3, 3, 0]]
+
+    ar, masked = table_ar(), neighbour_masked()
+    mixed = generate(ar, masked, [1, 2, 3], [0, 1, 2], prefix=Sampling(Guidance(2)))
+    assert mixed.passes == {"ar": len(ar.batches), "masked": len(masked.batches)}
+    assert set(ar.batches) == {6} and set(masked.batches) == {3}
+    assert mixed.passes["ar"] <= 16
+    assert torch.equal(mixed.accepted_bn.sum(1), mixed.accepted_br.sum(1))
+    assert (mixed.tested_bn >= mixed.accepted_bn.long()).all()
+    assert torch.equal(mixed.tested_bn.sum(1), torch.minimum(mixed.accepted_br + 1, mixed.drafted_br).sum(1))
+    for single in (Grid(1, 1), Grid(1, 2)):
+        few = generate(uniform_ar(), uniform_masked(), [0], [0], single)
+        assert few.passes == {"ar": single.places, "masked": 0} and few.tokens_bn.shape == (1, single.places)
+
+
+def test_acceptance_rate_is_the_overlap() -> None:
+    """Each tested draft is accepted with probability sum(min(p, q)) = 1 - TV(p, q)."""
+    p_k, q_k = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.2, 0.6])
+    ar = FakeAR(lambda *_: p_k.log(), 3, Grid(4, 4))
+    masked = FakeMasked(lambda tokens, *_: q_k.log().expand(len(tokens), -1), 3, Grid(4, 4))
+    result = generate(ar, masked, [0] * 300, list(range(300)))
+    tested = float(result.tested_bn.sum())
+    assert abs(float(result.accepted_bn.sum()) / tested - 0.5) < 5 * 0.5 / tested**0.5
+
+
+def test_windows_follow_the_past_only() -> None:
+    window, drafted, accepted = torch.tensor([[8, 8, 8, 8, 16, 1, 5], [8, 8, 8, 3, 16, 1, 0], [8, 4, 3, 3, 16, 0, 0]])
+    assert next_window(window, drafted, accepted, 16).tolist() == [16, 8, 4, 16, 16, 1, 5]
+    ar, masked = table_ar(), neighbour_masked()
+    result = generate(ar, masked, list(range(8)), list(range(8)), Grid(6, 6), prefix=Sampling(temperature=3.0))
+    assert len(result.drafted_br.unique()) > 3
+    for drafted_r, accepted_r in zip(result.drafted_br.tolist(), result.accepted_br.tolist(), strict=True):
+        width, done = 16, 1
+        for drafted_now, accepted_now in zip(drafted_r, accepted_r, strict=True):
+            assert drafted_now == max(min(width, 36 - done - 1), 0)
+            if drafted_now:
+                if accepted_now == drafted_now:
+                    width = min(2 * width, 16)
+                elif 2 * accepted_now < drafted_now:
+                    width = max(width // 2, 1)
+            done = min(done + accepted_now + 1, 36)
+        assert done == 36
+    fixed = generate(ar, masked, [0, 1], [0, 1], Grid(6, 6), window=5, adapt=False)
+    for drafted_r, accepted_r in zip(fixed.drafted_br.tolist(), fixed.accepted_br.tolist(), strict=True):
+        done = 1
+        for drafted_now, accepted_now in zip(drafted_r, accepted_r, strict=True):
+            assert drafted_now == max(min(5, 36 - done - 1), 0)
+            done = min(done + accepted_now + 1, 36)
+
+
+def test_drafts_see_the_verified_prefix_only() -> None:
+    seen: list[list[int]] = []
+
+    def rule(tokens_n: Tensor, label: int, grid: Grid) -> Tensor:
+        seen.append(tokens_n.tolist())
+        return torch.zeros(len(tokens_n), 16)
+
+    result = generate(table_ar(), FakeMasked(rule, 16), [1], [0], window=3)
+    done = 1
+    for tokens, accepted in zip(seen, result.accepted_br[0].tolist(), strict=False):
+        assert tokens == result.tokens_bn[0, :done].tolist() + [MASK] * (16 - done)
+        done += accepted + 1
+
+
+class CarefulAR(FakeAR):
+    """Fails where its cache holds more than verified tokens, or where a row feeds the last place."""
+
+    def decode(self, tokens_bw: Tensor, places_b: Tensor, state: Any) -> Tensor:
+        end_b = places_b + tokens_bw.shape[1]
+        assert (end_b <= 15).all()
+        assert ((state.filled_b == places_b) | (end_b == 15)).all()
+        assert (tokens_bw >= 0).all()
+        return super().decode(tokens_bw, places_b, state)
+
+
+def test_the_cache_holds_verified_tokens_and_never_the_last_place() -> None:
+    ar = CarefulAR(table_ar().rule, 16)
+    careful = generate(ar, neighbour_masked(), [1, 2, 3, 4], [0, 1, 2, 3], prefix=Sampling(Guidance(2)))
+    plain = generate(table_ar(), neighbour_masked(), [1, 2, 3, 4], [0, 1, 2, 3], prefix=Sampling(Guidance(2)))
+    assert torch.equal(careful.tokens_bn, plain.tokens_bn)
+
+
+def test_callbacks_see_the_verified_tokens() -> None:
+    steps: list[Step] = []
+    result = generate(table_ar(), neighbour_masked(), [1, 2], [0, 1], callback=steps.append)
+    assert len(steps) == result.passes["ar"]
+    assert {(step.phase, step.total, step.grid) for step in steps} == {("verify", 16, Grid(4, 4))}
+    indices = [step.index for step in steps]
+    assert indices[0] == 1 and indices[-1] == 16 and indices == sorted(indices)
+    for step in steps:
+        known = step.tokens_bn != MASK
+        assert int(known.sum(1).min()) == step.index
+        assert torch.equal(step.tokens_bn[known], result.tokens_bn[known])
+        assert (known.long().diff(dim=1) <= 0).all()
+
+
+def test_returning_false_cancels() -> None:
+    ar = always_ar(3)
+    with pytest.raises(Cancelled, match="cancelled after verify 6 of 16"):
+        generate(ar, always_masked(3), [0], [0], window=4, callback=lambda step: step.index < 6)
+    assert len(ar.batches) == 2
+    generate(ar, always_masked(3), [0], [0], callback=lambda step: 0)  # only False cancels
+
+
+def test_contradictions_are_refused_before_any_model_runs() -> None:
+    def refused(match: str, ar: Any = None, masked: Any = None, seeds: tuple[int, ...] = (0,), **options: Any) -> None:
+        ar, masked = ar or table_ar(), masked or neighbour_masked()
+        with pytest.raises(ValueError, match=match):
+            generate(ar, masked, [0], list(seeds), **options)
+        assert ar.batches == masked.batches == []
+
+    refused("window 0: must be at least 1 place", window=0)
+    refused(r"relax 1: must be at least 0 \(exact\) and below 1", relax=1.0)
+    refused("masked model's codes: expected 16, as the AR model has, got 8", masked=neighbour_masked(8))
+    refused("masked model's grid: expected 4x4, as the AR model has, got 5x3", masked=neighbour_masked(grid=WIDE))
+    refused("generators: expected 1, as the AR model has, got 2", seeds=(0, 1))
+    for kind in ("offset", "permutation", "nearest"):
+        table = torch.arange(16)
+        refused(
+            f"exact verification needs one tokenizer for both models, not '{kind}' alignment",
+            alignment=Alignment(kind, table),
+        )
+    generate(table_ar(), neighbour_masked(), [0], [0], alignment=Alignment("identity", None))
+
+
+def test_broken_logits_are_named() -> None:
+    nan = torch.full((16,), float("nan"))
+    for ar, masked in (
+        (FakeAR(lambda *_: nan, 16), neighbour_masked()),
+        (table_ar(), FakeMasked(lambda tokens, *_: nan.expand(len(tokens), -1), 16)),
+    ):
+        with pytest.raises(ValueError, match="logits: hold NaN"):
+            generate(ar, masked, [0], [0])
+
+
+def test_the_callers_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    generate(table_ar(), neighbour_masked(), [0], [0])
+    assert torch.equal(before, torch.get_rng_state())
