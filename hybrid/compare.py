@@ -22,6 +22,9 @@ METHODS = {"ar": "AR", "hybrid": "hybrid", "masked": "masked"}
 CELL = 128
 """A picture is enlarged by a whole number until its shorter side has this many pixels."""
 
+ROWS = 16
+"""Prompts in one block of a comparison."""
+
 GAP, MARGIN, LABEL = 12, 16, 150
 INK, PALE, PAPER = "#1a1a1a", "#6b6b6b", "white"
 
@@ -101,6 +104,8 @@ def load_note() -> str:
 def compare_picture(lanes: Sequence[Lane], labels: Sequence[tuple[str, str]], title: str) -> Image.Image:
     """One picture: a column for each method with its time in the header, a row for each prompt.
 
+    More than ``ROWS`` prompts go on in further blocks of columns, side by side.
+
     Args:
         lanes: as ``race`` gives them, their results with PIL images.
         labels: each row's prompt and, smaller, its seed.
@@ -119,24 +124,38 @@ def compare_picture(lanes: Sequence[Lane], labels: Sequence[tuple[str, str]], ti
     column = max(cell_width, *(int(font.getlength(text)) + 1 for text, font in texts))
     top = MARGIN + 24
     rows_top = top + 72
-    width = 2 * MARGIN + LABEL + len(lanes) * (GAP + column)
+    blocks = -(-len(labels) // ROWS)
+    rows = -(-len(labels) // blocks)
+    block = LABEL + len(lanes) * (GAP + column)
+    width = 2 * MARGIN + blocks * block + (blocks - 1) * MARGIN
     width = max(width, 2 * MARGIN + int(normal.getlength(title)) + 1)
-    page = Image.new("RGB", (width, rows_top + len(labels) * (cell_height + GAP) - GAP + MARGIN), PAPER)
+    page = Image.new("RGB", (width, rows_top + rows * (cell_height + GAP) - GAP + MARGIN), PAPER)
+
+    def corner(entry: int) -> tuple[int, int]:
+        """Left edge of an entry's block and top of its row."""
+        return MARGIN + entry // rows * (block + MARGIN), rows_top + entry % rows * (cell_height + GAP)
+
     pen = ImageDraw.Draw(page)
     pen.text((MARGIN, MARGIN), title, fill=PALE, font=normal, anchor="lt")
     for place, (lane, header) in enumerate(zip(lanes, headers, strict=True)):
-        left = MARGIN + LABEL + GAP + place * (column + GAP)
-        for text, font, down, ink in zip(header, (large, normal, small), (8, 32, 52), (INK, INK, PALE), strict=True):
-            pen.text((left, top + down), text, fill=ink, font=font, anchor="lt")
-        for row, picture in enumerate(lane.result.images):
+        across = LABEL + GAP + place * (column + GAP)
+        for start in range(0, len(labels), rows):
+            left = corner(start)[0] + across
+            for text, font, down, ink in zip(
+                header, (large, normal, small), (8, 32, 52), (INK, INK, PALE), strict=True
+            ):
+                pen.text((left, top + down), text, fill=ink, font=font, anchor="lt")
+        for entry, picture in enumerate(lane.result.images):
+            left, row_top = corner(entry)
             enlarged = picture.resize((cell_width, cell_height), Image.Resampling.NEAREST)
-            page.paste(enlarged, (left, rows_top + row * (cell_height + GAP)))
-    for row, (prompt, seed) in enumerate(labels):
+            page.paste(enlarged, (left + across, row_top))
+    for entry, (prompt, seed) in enumerate(labels):
+        left, row_top = corner(entry)
         lines = _wrapped(_plain(prompt), normal, LABEL, (cell_height - 20) // 20)
-        middle = rows_top + row * (cell_height + GAP) + (cell_height - 20 * len(lines) - 18) // 2
+        middle = row_top + (cell_height - 20 * len(lines) - 18) // 2
         for number, text in enumerate(lines):
-            pen.text((MARGIN + LABEL, middle + 20 * number), text, fill=INK, font=normal, anchor="rt")
-        pen.text((MARGIN + LABEL, middle + 20 * len(lines) + 2), seed, fill=PALE, font=small, anchor="rt")
+            pen.text((left + LABEL, middle + 20 * number), text, fill=INK, font=normal, anchor="rt")
+        pen.text((left + LABEL, middle + 20 * len(lines) + 2), seed, fill=PALE, font=small, anchor="rt")
     return page
 
 
