@@ -21,7 +21,7 @@ from hybrid.checkpoint import fit, read_weights, source_name
 from hybrid.config import parse
 
 from .captions import clean_caption
-from .text import pad_left
+from .text import embed
 
 logger = logging.getLogger(__name__)
 
@@ -66,17 +66,10 @@ class T5(nn.Module):
             if any("\ud800" <= character <= "\udfff" for character in caption):
                 raise ValueError(f"caption {caption!r}: not valid Unicode")
         prepared = [clean_caption(caption) if self.clean else caption.lower().strip() for caption in captions]
-        encoded = self.tokenizer.encode_batch(prepared)
-        for caption, text, entry in zip(captions, prepared, encoded, strict=True):
+        for caption, text in zip(captions, prepared, strict=True):
             if not text:
                 logger.warning("caption is empty after cleaning: %r", caption)
-            if entry.overflowing:
-                logger.warning("caption cut after %d tokens: %r", self.tokens, caption)
-        device = next(self.encoder.parameters()).device
-        ids = torch.tensor([entry.ids for entry in encoded], device=device)
-        attention = torch.tensor([entry.attention_mask for entry in encoded], device=device)
-        hidden_bsd = self.encoder(input_ids=ids, attention_mask=attention).last_hidden_state
-        return pad_left(hidden_bsd, attention.sum(1).tolist(), self.tokens)
+        return embed(self.encoder, captions, self.tokenizer.encode_batch(prepared), self.tokens)
 
 
 def load(

@@ -42,6 +42,21 @@ def pad_left(hidden_bsd: Tensor, lengths: Sequence[int], tokens: int) -> tuple[T
     return embedding, mask
 
 
+def embed(encoder: nn.Module, captions: Sequence[str], encoded: Sequence[Any], tokens: int) -> tuple[Tensor, Tensor]:
+    """Run tokenised captions (padded on the right) through an encoder; its last hidden states, padded on the left.
+
+    A caption that the tokenizer cut is told in a warning.
+    """
+    for caption, entry in zip(captions, encoded, strict=True):
+        if entry.overflowing:
+            logger.warning("caption cut after %d tokens: %r", tokens, caption)
+    device = next(encoder.parameters()).device
+    ids = torch.tensor([entry.ids for entry in encoded], device=device)
+    attention = torch.tensor([entry.attention_mask for entry in encoded], device=device)
+    hidden_bsd = encoder(input_ids=ids, attention_mask=attention).last_hidden_state
+    return pad_left(hidden_bsd, attention.sum(1).tolist(), tokens)
+
+
 class MiniLM(nn.Module):
     """all-MiniLM-L6-v2's token embeddings (its last hidden states, 384 wide)."""
 
@@ -52,15 +67,7 @@ class MiniLM(nn.Module):
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Captions to (embedding_bsd, mask_bs), left-padded to ``tokens``; longer captions are cut before [SEP]."""
-        encoded = self.tokenizer.encode_batch(list(captions))
-        for caption, entry in zip(captions, encoded, strict=True):
-            if entry.overflowing:
-                logger.warning("caption cut after %d tokens: %r", self.tokens, caption)
-        device = next(self.bert.parameters()).device
-        ids = torch.tensor([entry.ids for entry in encoded], device=device)
-        attention = torch.tensor([entry.attention_mask for entry in encoded], device=device)
-        hidden = self.bert(input_ids=ids, attention_mask=attention).last_hidden_state
-        return pad_left(hidden, attention.sum(1).tolist(), self.tokens)
+        return embed(self.bert, captions, self.tokenizer.encode_batch(list(captions)), self.tokens)
 
 
 def load_minilm(
