@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hybrid.checkpoint import fit, read_weights
 from hybrid.config import parse
@@ -21,11 +22,12 @@ logger = logging.getLogger(__name__)
 
 
 class MiniLMConfig(BaseModel):
-    """Fields of the MiniLM encoder: text tokens of the output, including [CLS] and [SEP]."""
+    """Fields of the MiniLM encoder: text tokens it reads, including [CLS] and [SEP]; ``pooled`` gives one vector."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens: int = 16
+    pooled: bool = False
 
 
 def pad_left(hidden_bsd: Tensor, lengths: Sequence[int], tokens: int) -> tuple[Tensor, Tensor]:
@@ -58,16 +60,24 @@ def embed(encoder: nn.Module, captions: Sequence[str], encoded: Sequence[Any], t
 
 
 class MiniLM(nn.Module):
-    """all-MiniLM-L6-v2's token embeddings (its last hidden states, 384 wide)."""
+    """all-MiniLM-L6-v2's token embeddings (its last hidden states, 384 wide), or its sentence embedding."""
 
-    def __init__(self, bert: nn.Module, tokenizer: Any, tokens: int) -> None:
+    def __init__(self, bert: nn.Module, tokenizer: Any, tokens: int, *, pooled: bool = False) -> None:
         super().__init__()
-        self.bert, self.tokenizer, self.tokens = bert, tokenizer, tokens
+        self.bert, self.tokenizer, self.tokens, self.pooled = bert, tokenizer, tokens, pooled
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Captions to (embedding_bsd, mask_bs), left-padded to ``tokens``; longer captions are cut before [SEP]."""
-        return embed(self.bert, captions, self.tokenizer.encode_batch(list(captions)), self.tokens)
+        """Captions to (embedding_bsd, mask_bs), left-padded to ``tokens``; longer captions are cut before [SEP].
+
+        Pooled, s is 1: the mean of the token embeddings (what the model was trained for), scaled to a root mean square
+        of 1 as a network's input should be.
+        """
+        embedding, mask = embed(self.bert, captions, self.tokenizer.encode_batch(list(captions)), self.tokens)
+        if not self.pooled:
+            return embedding, mask
+        sentence = F.normalize(embedding.float().sum(1, keepdim=True), dim=-1) * embedding.shape[-1] ** 0.5
+        return sentence.to(embedding.dtype), mask[:, -1:]
 
 
 def load_minilm(
@@ -99,7 +109,7 @@ def load_minilm(
     state, _ = read_weights(folder / "model.safetensors")
     unused = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
     fit(bert, state, source=str(folder / "model.safetensors"), ignore=unused, dtype=dtype, device=device)
-    return MiniLM(bert, tokenizer, fields.tokens).eval().requires_grad_(False)
+    return MiniLM(bert, tokenizer, fields.tokens, pooled=fields.pooled).eval().requires_grad_(False)
 
 
 def _packaged() -> Path:

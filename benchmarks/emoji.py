@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hybrid.config import read_yaml
 from hybrid.data.codes import extract_codes
 from hybrid.data.folder import DataFolder
-from hybrid.tasks import pick
+from hybrid.data.splits import pick
 from hybrid.tasks_build import find_config
 
 from . import memorisation

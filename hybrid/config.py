@@ -83,7 +83,7 @@ class LoopConfig(Strict):
     betas: tuple[float, float] = (0.9, 0.96)
     weight_decay: float = Field(default=1e-5, ge=0)
     warmup: int = Field(default=100, ge=1)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     clip: float = Field(default=1.0, gt=0)
     ema: float = Field(default=0.999, ge=0, lt=1)
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -98,10 +98,11 @@ class LoopConfig(Strict):
 
 
 class ModelConfig(Strict):
-    """A network: its adapter and the adapter's own configuration."""
+    """A network: its adapter, the adapter's own configuration and, for fine-tuning, the weights to start from."""
 
     kind: str
     config: dict[str, Any] | str = Field(default_factory=dict)
+    init: str | None = None
 
 
 class TrainConfig(Strict):
@@ -110,7 +111,7 @@ class TrainConfig(Strict):
     task: Literal["tokenizer", "ar", "masked"]
     data: str
     tokenizer: str | None = None
-    text_tokens: int = Field(default=16, gt=0)
+    text: dict[str, Any] = Field(default_factory=dict)
     views: int | None = Field(default=None, gt=0)
     balance: bool = False
     everyday: float = Field(default=0.0, ge=0, lt=1)

@@ -14,13 +14,20 @@ from torch import Tensor, nn
 
 from hybrid.config import LoopConfig
 
+DECAY_SHARE = 0.25
+"""Of all steps, how many a ``wsd`` schedule spends going down."""
+
 
 def learning_rate(step: int, *, peak: float, warmup: int, steps: int, schedule: str) -> float:
-    """Linear warm-up to ``peak``, then constant, or a half cosine down to 0 at the last step."""
+    """Linear warm-up to ``peak``, then constant, a half cosine down to 0 at the last step, or constant until the last
+    quarter and linearly down to 0 (``wsd``, warm-up, stable, decay, of MiniCPM, arXiv 2404.06395: a run's length may
+    be decided while it trains, since its steps before the decay do not depend on it)."""
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule == "constant":
         return peak
+    if schedule == "wsd":
+        return peak * min(1.0, (steps - step) / (DECAY_SHARE * steps))
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -1,4 +1,4 @@
-"""The three training tasks: how numbered samples become batches and batches become a loss.
+"""The training tasks of AR and masked models: how numbered samples become batches and batches become a loss.
 
 Every draw of a sample (view, caption, dropout, mask) comes from that sample's own stream, see ``training``.
 """
@@ -12,133 +12,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybrid import losses
-from hybrid.data.codes import CaptionTable, to_images
+from hybrid.data.codes import CaptionTable
 from hybrid.data.concepts import EVERYDAY
 from hybrid.data.folder import DataFolder
+from hybrid.data.splits import favour, group_weights, held_out, pick
 from hybrid.pictures import sheet
 from hybrid.sampler import Fill, HybridSampler, Sampling
 from hybrid.sampling import Guidance
 from hybrid.training import DataOrder, sample_generator
-from hybrid.types import MASK, Grid
+from hybrid.types import MASK
 
-EVAL_PICTURES = 256
 EVAL_BATCH = 64
 SHEET_PICTURES = 16
 SHEET_GUIDANCE = 2.0
-
-
-def group_weights(items: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Weights that make every concept group equally likely, whatever its number of pictures."""
-    sizes: dict[str, int] = {}
-    for item in items:
-        sizes[item["group"]] = sizes.get(item["group"], 0) + 1
-    return torch.tensor([1 / sizes[item["group"]] for item in items])
-
-
-def favour(weights: Tensor, favoured: Sequence[bool], share: float) -> Tensor:
-    """Weights rescaled so that the favoured items get ``share`` of all draws.
-
-    Raises:
-        ValueError: nothing, or everything, is favoured.
-    """
-    chosen = torch.tensor(favoured)
-    if not bool(chosen.any()) or bool(chosen.all()):
-        raise ValueError(f"everyday: {int(chosen.sum())} of {len(chosen)} pictures are of everyday words; use 0")
-    inside, outside = weights[chosen].sum(), weights[~chosen].sum()
-    return torch.where(chosen, weights * share / inside, weights * (1 - share) / outside)
-
-
-def pick(folder: DataFolder, split: str, sets: Sequence[str] | None) -> NDArray[np.int64]:
-    """Places of a split's pictures, only those of the named sets where ``sets`` is given.
-
-    Raises:
-        ValueError: no picture is left, or a name is not among the folder's sets.
-    """
-    found = folder.indices(split)
-    if sets is None:
-        return found
-    known = sorted({str(item["set"]) for item in folder.items if "set" in item})
-    unknown = [name for name in sets if name not in known]
-    chosen = np.asarray([place for place in found if folder.items[place].get("set") in sets], dtype=np.int64)
-    if unknown or not len(chosen):
-        wrong = f"no set is called {unknown[0]!r}" if unknown else f"no {split} picture is of {list(sets)}"
-        raise ValueError(f"sets: {wrong}; {folder.path} has {', '.join(known) or 'no sets'}")
-    return chosen
-
-
-def held_out(folder: DataFolder, sets: Sequence[str] | None) -> NDArray[np.int64]:
-    """The pictures that evaluation looks at: up to EVAL_PICTURES, spread over the split that no model trains on."""
-    split = "heldout" if any(item["split"] == "heldout" for item in folder.items) else "test"
-    held = pick(folder, split, sets)
-    return held[:: max(1, len(held) // EVAL_PICTURES)][:EVAL_PICTURES]
-
-
-class TokenizerTask:
-    """Reconstruction of pictures through the quantiser, gradients passed straight through it."""
-
-    places = 0
-    units: Mapping[str, str] = {
-        "loss": "L1 + MSE + L1 of gradients",
-        "psnr": "PSNR, dB",
-        "codes_used": "share of codes",
-    }
-
-    def __init__(
-        self,
-        model: nn.Module,
-        folder: DataFolder,
-        *,
-        seed: int,
-        metadata: dict[str, Any],
-        sets: Sequence[str] | None = None,
-    ) -> None:
-        self.model, self.folder, self.seed, self.metadata = model, folder, seed, metadata
-        self.train = pick(folder, "train", sets)
-        self.order = DataOrder(len(self.train), seed)
-        self.held = to_images(folder.images[held_out(folder, sets), 0])
-
-    def batch(self, samples: range, device: torch.device) -> Mapping[str, Any]:
-        """Pictures, one random view each."""
-        chosen = []
-        for number in samples:
-            picture = self.train[self.order[number]]
-            view = torch.randint(self.folder.images.shape[1], (), generator=sample_generator(self.seed, number))
-            chosen.append(self.folder.images[picture, int(view)])
-        return {"images": to_images(np.stack(chosen)).to(device)}
-
-    def loss(self, model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction loss and the batch's PSNR."""
-        latent = model.latent(batch["images"])
-        codes = latent + (model.quantise(latent) - latent).detach()
-        output = model.render(codes)
-        return losses.reconstruction_loss(output, batch["images"]), {"psnr": losses.psnr(output, batch["images"])}
-
-    def _reconstruct(self, model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-        grid = Grid(images.shape[-2] // model.factor, images.shape[-1] // model.factor)
-        with torch.autocast(images.device.type, enabled=False):  # as codes are extracted, in full precision
-            tokens = model.encode(images)
-            return tokens, model.decode(tokens, grid)
-
-    def evaluate(self, model: Any) -> dict[str, float]:
-        """PSNR on held-out pictures and the share of codes in use there."""
-        images = self.held.to(next(model.parameters()).device)
-        parts = [self._reconstruct(model, part) for part in images.split(EVAL_BATCH)]
-        tokens, output = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-        return {
-            "psnr": float(losses.psnr(output, images)),
-            "codes_used": len(tokens.unique()) / model.codebook_size,
-        }
-
-    def sample(self, model: Any, path: Path) -> None:
-        """Held-out pictures above their reconstructions."""
-        images = self.held[:SHEET_PICTURES].to(next(model.parameters()).device)
-        sheet([*images, *self._reconstruct(model, images)[1]], columns=len(images)).save(path)
-
-    def export(self) -> dict[str, Any]:
-        return self.metadata
 
 
 class CodesTask:

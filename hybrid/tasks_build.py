@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
@@ -15,7 +16,8 @@ from hybrid.adapters import load
 from hybrid.config import TrainConfig
 from hybrid.data.codes import CaptionTable, embed_captions, extract_codes
 from hybrid.data.folder import DataError, DataFolder, default_folder
-from hybrid.tasks import ARTask, MaskedTask, TokenizerTask
+from hybrid.tasks import ARTask, MaskedTask
+from hybrid.tokenizer_task import TokenizerTask
 from hybrid.training import Task
 
 
@@ -76,6 +78,8 @@ def _build(config: TrainConfig, data: Path, tokenizer: Path | None, source: str)
     torch.manual_seed(config.loop.seed)
     try:
         model, fields = build_model(config.task, config.model.kind, config.model.config)
+        if config.model.init is not None:
+            model = load(config.model.kind, config.model.init, fields, dtype=torch.float32).requires_grad_()
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     metadata = {"kind": config.model.kind, "config": fields}
@@ -86,9 +90,14 @@ def _build(config: TrainConfig, data: Path, tokenizer: Path | None, source: str)
     codes = extract_codes(folder, image_tokenizer, views=config.views)
     captions = None
     if "label" not in folder.items[0]:
-        captions = embed_captions(folder, load("minilm", None, {"tokens": config.text_tokens}), name="minilm")
+        try:
+            encoder = load("minilm", None, config.text)
+        except ValueError as error:
+            raise ValueError(f"{source}: text: {error}") from None
+        captions = embed_captions(folder, encoder, name="minilm", settings=json.dumps(config.text, sort_keys=True))
     _check(model, image_tokenizer, codes.shape[2], captions, folder, source)
-    model.start_from_codebook(image_tokenizer.codebook_kd)
+    if config.model.init is None:
+        model.start_from_codebook(image_tokenizer.codebook_kd)
     common: dict[str, Any] = {
         "seed": config.loop.seed,
         "metadata": metadata,
@@ -145,7 +154,7 @@ def _check(
     if model.classes is not None:
         raise ValueError(f"{source}: model.config.model_type: c2i needs labels, {folder.path} has captions; use t2i")
     if (tokens := captions.embedding_csd.shape[1]) != model.text_tokens:
-        raise ValueError(f"{source}: model.config.cls_token_num: {model.text_tokens}, but text_tokens is {tokens}")
+        raise ValueError(f"{source}: model.config.cls_token_num: {model.text_tokens}, but text gives {tokens}")
     if (width := captions.embedding_csd.shape[2]) != model.text_width:
         raise ValueError(
             f"{source}: model.config.caption_dim: {model.text_width}, but the embeddings' width is {width}"

@@ -15,8 +15,9 @@ from PIL import Image
 
 from hybrid.data.codes import CaptionTable
 from hybrid.data.folder import DataFolder
+from hybrid.data.splits import group_weights, pick
 from hybrid.losses import mask_ratio
-from hybrid.tasks import ARTask, draw_mask, group_weights, pick
+from hybrid.tasks import ARTask, draw_mask
 from hybrid.training import sample_generator
 from hybrid.types import MASK
 

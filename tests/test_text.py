@@ -60,6 +60,15 @@ def test_close_captions_lie_closer_than_unrelated_ones(minilm: MiniLM) -> None:
     assert cosine_similarity(apple, fruit, dim=0) > cosine_similarity(apple, plane, dim=0) + 0.2
 
 
+def test_pooled_is_the_sentence_embedding_scaled_to_a_network_s_input() -> None:
+    captions = ["a red apple", LONG]
+    embedding, mask = load("minilm", None, {"pooled": True}).encode(captions)
+    assert embedding.shape == (2, 1, 384) and mask.tolist() == [[1], [1]]
+    torch.testing.assert_close(embedding.square().mean(-1), torch.ones(2, 1))
+    means = sentence(*load("minilm", None).encode(captions))
+    torch.testing.assert_close(cosine_similarity(embedding[:, 0], means), torch.ones(2))
+
+
 def test_is_frozen_and_its_output_may_enter_a_trained_layer(minilm: MiniLM) -> None:
     assert not minilm.training and not any(parameter.requires_grad for parameter in minilm.parameters())
     embedding, _ = minilm.encode(["apple"])

@@ -290,8 +290,11 @@ def test_two_processes_equal_one_with_twice_the_batch(folder: Path, tmp_path: Pa
 
 
 def test_learning_rate() -> None:
-    def at(step: int, schedule: str = "cosine") -> float:
-        return learning_rate(step, peak=2.0, warmup=4, steps=14, schedule=schedule)
+    def at(step: int, schedule: str = "cosine", steps: int = 14) -> float:
+        return learning_rate(step, peak=2.0, warmup=4, steps=steps, schedule=schedule)
+
+    assert [at(step, "wsd", 16) for step in (3, 4, 12, 13, 14, 15)] == [2, 2, 2, 1.5, 1, 0.5]
+    assert at(9, "wsd", 16) == at(9, "wsd", 1000)
 
     assert [at(step) for step in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
     assert at(9) == pytest.approx(1.0) and at(14) == pytest.approx(0.0) and at(20) == pytest.approx(0.0)

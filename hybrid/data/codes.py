@@ -88,14 +88,16 @@ class CaptionTable:
 
 
 @torch.inference_mode()
-def embed_captions(folder: DataFolder, encoder: Any, *, name: str, batch: int = 256) -> CaptionTable:
-    """Embed all captions of a folder once; later calls read them from its cache."""
+def embed_captions(
+    folder: DataFolder, encoder: Any, *, name: str, settings: str = "", batch: int = 256
+) -> CaptionTable:
+    """Embed all captions of a folder once; later calls with the same encoder and settings read them from its cache."""
     for place, item in enumerate(folder.items):
         if not item.get("captions") or not all(item["captions"]):
             name = item.get("name", place)
             raise DataError(f"{folder.path}: picture {place} ({name}) has an empty caption; build the data anew")
     captions = sorted({caption for item in folder.items for caption in item["captions"]})
-    digest = hashlib.sha256("\n".join([name, *captions]).encode()).hexdigest()[:8]
+    digest = hashlib.sha256("\n".join([name, settings, *captions]).encode()).hexdigest()[:8]
     path = folder.path / f"captions-{name}-{digest}.npy"
     masks = path.with_name(path.stem + "-mask.npy")
     if not (path.exists() and masks.exists()):
