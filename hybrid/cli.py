@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DRAWING = {
     **{name: name for name in ("method", "ar_fraction", "ar_tokens", "steps", "schedule", "resume", "order", "noise")},
+    **{name: name for name in ("rounds", "redraw", "window", "relax")},
     "guidance": "guidance_scale",
     **{name: name for name in ("guidance_kind", "temperature", "top_k", "top_p", "height", "width", "negative_prompt")},
     **{name: name for name in ("image", "mask")},
@@ -139,6 +140,8 @@ def _request(options: argparse.Namespace) -> Request:
             raise ValueError(f"{'-' * (1 + (len(name) > 1))}{name} {value}: must be at least {least}")
     if options.repeats is not None and not options.compare:
         raise ValueError("--repeats: counts the runs of --compare; add it or leave --repeats out")
+    if options.methods is not None and not options.compare:
+        raise ValueError("--methods: names what --compare draws by; add it, or use --method")
     for name in ("method", "image", "mask"):
         if options.compare and getattr(options, name) is not None:
             raise ValueError(f"--compare draws by every method; leave --{name} out")

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hybrid import __version__
-from hybrid.compare import METHODS, compare_picture, load_note, race
+from hybrid.compare import DEFAULT_METHODS, METHODS, compare_picture, load_note, race
 from hybrid.pairing import INDEX
 from hybrid.picture_files import PictureSettings, write_picture
 from hybrid.pipeline import HybridPipeline
@@ -28,8 +28,15 @@ from hybrid.types import FROM_AR, FROM_INPUT, PHASES, Generation
 if TYPE_CHECKING:
     from hybrid.cli import Request
 
-PHASE_NAMES = {"prefix": "AR prefix", "fill": "masked fill"}
-STEP_NAMES = {"prefix": "AR rows", "fill": "masked passes"}
+PHASE_NAMES = {
+    "prefix": "AR prefix",
+    "fill": "masked fill",
+    "draft": "masked drafts",
+    "verify": "AR verification",
+    "score": "AR scoring",
+    "refill": "masked refill",
+}
+STEP_NAMES = {"prefix": "AR rows", "fill": "masked passes", "verify": "tokens", "refill": "refinement passes"}
 
 
 class _Steps:
@@ -75,7 +82,7 @@ def _load(options: argparse.Namespace, request: Request) -> HybridPipeline:
     )
     if request.source is not None:
         drawing, own = request.source.drawing, pipe.defaults
-        if options.compare and drawing.method != "hybrid":
+        if options.compare and drawing.method not in ("hybrid", "refined"):
             drawing = drawing.model_copy(update={"method": "hybrid", "ar_fraction": own.ar_fraction})
         pipe.defaults = drawing
     return pipe
@@ -210,6 +217,7 @@ def compare(options: argparse.Namespace, request: Request, path: Path) -> int:
             pipe,
             request.prompts,
             {**request.arguments, "seed": request.seed},
+            methods=options.methods.split(",") if options.methods else DEFAULT_METHODS,
             repeats=options.repeats or 3,
             tell=lambda method, done, total: steps.bar("runs", done, total),
         )

@@ -43,7 +43,7 @@ def parser() -> Parser:
     """The parser. Defaults of what the pairing decides are None."""
     parser = Parser(
         prog="hybrid-generate",
-        usage="%(prog)s PROMPT... [-n N] [-o FILE|DIR] [--method hybrid|ar|masked] [--seed S] [options]",
+        usage="%(prog)s PROMPT... [-n N] [-o FILE|DIR] [--method hybrid|ar|masked|…] [--seed S] [options]",
         description="Draw pictures: an AR model writes the first tokens, a masked model fills in the rest in parallel.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -91,7 +91,7 @@ def parser() -> Parser:
     model.add_argument("--batch", type=int, default=16, metavar="B", help="pictures drawn at once (default: 16)")
 
     how = parser.add_argument_group("how to draw (defaults: the model's own)")
-    how.add_argument("--method", metavar="M", help="hybrid, ar (AR model alone) or masked (masked model alone)")
+    how.add_argument("--method", metavar="M", help="hybrid, ar, masked (one model alone), refined, exact or relaxed")
     how.add_argument("--ar-fraction", type=float, metavar="F", help="share of the tokens by the AR model, 0 to 1")
     how.add_argument("--ar-tokens", type=int, metavar="N", help="the same as a number of tokens")
     how.add_argument("--steps", type=int, metavar="S", help="passes of the masked model")
@@ -99,6 +99,10 @@ def parser() -> Parser:
     how.add_argument("--resume", metavar="NAME", help="schedule after the AR part: remaining, continue")
     how.add_argument("--order", metavar="NAME", help="places first: confidence, halton, random, raster")
     how.add_argument("--noise", type=float, metavar="X", help="Gumbel noise of the confidence order; it fades")
+    how.add_argument("--rounds", type=int, metavar="R", help="refined: times the AR model says what is drawn anew")
+    how.add_argument("--redraw", type=float, metavar="F", help="refined: share drawn anew each time, 0 to 1")
+    how.add_argument("--window", type=int, metavar="W", help="exact, relaxed: longest draft that the AR model verifies")
+    how.add_argument("--relax", type=float, metavar="X", help="relaxed: distance from the AR model's choice, 0 to 1")
     how.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale; 1 is none")
     how.add_argument("--guidance-kind", metavar="NAME", help="guidance over time: constant, linear, interval")
     how.add_argument("--temperature", type=float, metavar="T", help="0 is argmax")
@@ -112,6 +116,11 @@ def parser() -> Parser:
     versus = parser.add_argument_group("comparing")
     versus.add_argument(
         "--compare", action="store_true", help="the same seeds by AR, hybrid and masked, with times and speed-ups"
+    )
+    versus.add_argument(
+        "--methods",
+        metavar="LIST",
+        help="what --compare draws by (default: ar,hybrid,masked; also refined,exact,relaxed)",
     )
     versus.add_argument("--repeats", type=int, metavar="R", help="timed runs of each method (default: 3)")
     parser.add_argument("--version", action="store_true", help="print the version")

@@ -11,13 +11,30 @@ from unicodedata import combining, normalize
 
 from PIL import Image, ImageDraw, ImageFont
 
-from hybrid.types import Generation
+from hybrid.types import AR_PHASES, MASKED_PHASES, Generation
 
 if TYPE_CHECKING:
     from hybrid.pipeline import HybridPipeline
 
-METHODS = {"ar": "AR", "hybrid": "hybrid", "masked": "masked"}
-"""Columns, from left to right, and what they are called."""
+METHODS = {
+    "ar": "AR",
+    "exact": "exact",
+    "relaxed": "relaxed",
+    "refined": "refined",
+    "hybrid": "hybrid",
+    "masked": "masked",
+}
+"""Columns, from left to right, and what they are called. The first is the baseline."""
+
+DEFAULT_METHODS = ("ar", "hybrid", "masked")
+
+OWN = {
+    **dict.fromkeys(("ar_fraction", "ar_tokens"), ("hybrid", "refined")),
+    **dict.fromkeys(("rounds", "redraw"), ("refined",)),
+    "window": ("exact", "relaxed"),
+    "relax": ("relaxed",),
+}
+"""Arguments that only some methods take."""
 
 CELL = 128
 """A picture is enlarged by a whole number until its shorter side has this many pixels."""
@@ -51,7 +68,8 @@ class Lane:
     @property
     def passes(self) -> str:
         """Forward passes in words: of the AR model, and of the masked one."""
-        parts = [self.result.phases.passes[phase] for phase in ("prefix", "fill")]
+        passes = self.result.phases.passes
+        parts = [sum(passes[phase] for phase in phases) for phases in (AR_PHASES, MASKED_PHASES)]
         return " + ".join(str(count) for count in parts if count) + " passes"
 
 
@@ -60,6 +78,7 @@ def race(
     prompts: Sequence[str],
     arguments: Mapping[str, Any],
     *,
+    methods: Sequence[str] = DEFAULT_METHODS,
     repeats: int = 3,
     tell: Callable[[str, int, int], Any] = lambda method, done, total: None,
 ) -> list[Lane]:
@@ -69,26 +88,30 @@ def race(
         pipe: has both models.
         prompts: drawn in one batch.
         arguments: of ``pipe``, among them the seed.
+        methods: some of ``METHODS``; the baseline runs in any case.
         repeats: timed runs of each method.
         tell: called before each run with its method, the runs done and their total.
 
     Raises:
-        ValueError: a model is missing, or arguments that the pipeline refuses.
+        ValueError: an unknown method, a model is missing, or arguments that the pipeline refuses.
     """
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"--methods: {method!r} is none of {', '.join(METHODS)}")
+    chosen = [method for place, method in enumerate(METHODS) if method in methods or place == 0]
     for model, name in ((pipe.ar, "AR"), (pipe.masked, "masked")):
         if model is None:
             raise ValueError(f"--compare needs an AR and a masked model; {pipe.name} has no {name} model")
-    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    seconds: dict[str, list[float]] = {method: [] for method in chosen}
     results: dict[str, Generation] = {}
-    both = ("ar_fraction", "ar_tokens")
     for turn in range(repeats + 1):
-        for place, method in enumerate(METHODS):
-            tell(method, turn * len(METHODS) + place, (repeats + 1) * len(METHODS))
-            given = {key: value for key, value in arguments.items() if method == "hybrid" or key not in both}
+        for place, method in enumerate(chosen):
+            tell(method, turn * len(chosen) + place, (repeats + 1) * len(chosen))
+            given = {key: value for key, value in arguments.items() if method in OWN.get(key, METHODS)}
             results[method] = pipe(list(prompts), method=method, **given)
             if turn:
                 seconds[method].append(results[method].phases.total_seconds)
-    return [Lane(method, tuple(seconds[method]), results[method]) for method in METHODS]
+    return [Lane(method, tuple(seconds[method]), results[method]) for method in chosen]
 
 
 def load_note() -> str:

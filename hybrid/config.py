@@ -147,13 +147,17 @@ class PhaseConfig(Strict):
 class DefaultsConfig(Strict):
     """What a request uses where it says nothing."""
 
-    method: Literal["hybrid", "ar", "masked"] = "hybrid"
+    method: Literal["hybrid", "ar", "masked", "refined", "exact", "relaxed"] = "hybrid"
     ar_fraction: float = 0.25
     steps: int = 8
     schedule: str = "arccos"
     resume: Literal["remaining", "continue"] = "remaining"
     order: str = "confidence"
     noise: float = 4.5
+    rounds: int = 1
+    redraw: float = 0.25
+    window: int = 16
+    relax: float = 0.3
     ar: PhaseConfig = PhaseConfig()
     masked: PhaseConfig = PhaseConfig()
 

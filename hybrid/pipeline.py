@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hybrid.checkpoint import save_weights
 from hybrid.config import DefaultsConfig
 from hybrid.pairing import COMPONENTS, INDEX, find_pair, pair_name, plain_card, read_pair
+from hybrid.phases import Fill, Step
 from hybrid.pictures import to_pil
 from hybrid.request import (
     as_list,
@@ -27,12 +28,13 @@ from hybrid.request import (
     find_dtype,
     find_grid,
     find_inpainting,
+    find_judge,
     find_label,
     find_sampling,
     find_seeds,
     find_split,
 )
-from hybrid.sampler import Fill, HybridSampler, Step
+from hybrid.sampler import HybridSampler
 from hybrid.types import Generation, Grid, Phases, Prompts
 from hybrid.weights import resolve_weights
 
@@ -227,6 +229,10 @@ class HybridPipeline:
         resume: str | None = None,
         order: str | None = None,
         noise: float | None = None,
+        rounds: int | None = None,
+        redraw: float | None = None,
+        window: int | None = None,
+        relax: float | None = None,
         guidance_scale: float | None = None,
         guidance_kind: str | None = None,
         temperature: float | None = None,
@@ -248,11 +254,15 @@ class HybridPipeline:
         Args:
             prompt: a caption or a class (name or label), or several.
             negative_prompt: what guidance moves away from, instead of the null condition.
-            method: ``hybrid``, ``ar`` (fraction 1) or ``masked`` (fraction 0).
+            method: ``hybrid``, ``ar`` (fraction 1), ``masked`` (fraction 0), ``refined`` (the hybrid, then the AR model
+                says what is drawn anew), ``exact`` (the AR model's own distribution, from drafts of the masked model)
+                or ``relaxed`` (the same with drafts accepted more often, see ``hybrid.verify.accept``).
             ar_fraction: share of the tokens that the AR model writes, in [0, 1].
             ar_tokens: the same as a number of tokens.
             steps: masked passes.
-            schedule, resume, order, noise: see ``hybrid.sampler.Fill``.
+            schedule, resume, order, noise: see ``hybrid.phases.Fill``.
+            rounds, redraw: of ``refined``, see ``hybrid.refine.Refine``.
+            window, relax: of ``exact`` and ``relaxed``, see ``hybrid.verify.Verify``.
             guidance_scale, guidance_kind: u + s (c − u) for both phases; 1 is none.
             temperature, top_k, top_p: for both phases; temperature 0 is argmax.
             height, width: picture size in pixels; None is the checkpoint's own.
@@ -284,7 +294,7 @@ class HybridPipeline:
         seeds = find_seeds(seed, generator, len(repeated))
         if (image is None) != (mask is None):
             raise ValueError("in-painting takes image and mask together")
-        fraction, count = find_split(
+        chosen, fraction, count = find_split(
             method,
             ar_fraction,
             ar_tokens,
@@ -293,6 +303,8 @@ class HybridPipeline:
             masked=self.masked is not None,
             inpainting=image is not None,
         )
+        judge = {"rounds": rounds, "redraw": redraw, "window": window, "relax": relax}
+        verify, refine = find_judge(chosen, judge, defaults)
         guidance = {"guidance_scale": guidance_scale, "guidance_kind": guidance_kind}
         drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         prefix = find_sampling(defaults.ar, guidance | drawing)
@@ -338,6 +350,8 @@ class HybridPipeline:
             ar_tokens=count,
             prefix=prefix,
             fill=fill,
+            verify=verify,
+            refine=refine,
             negative=negative,
             tokens=tokens,
             keep=keep,

@@ -15,15 +15,18 @@ import torch
 from torch import Tensor
 
 from hybrid.config import DefaultsConfig, PhaseConfig
+from hybrid.phases import Sampling
 from hybrid.pictures import from_pil, mask_from_pil
-from hybrid.sampler import Sampling
+from hybrid.refine import Refine
 from hybrid.sampling import Guidance
 from hybrid.types import Grid
+from hybrid.verify import Verify
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICES = ("cpu", "cuda", "mps")
-METHODS = {"hybrid": None, "ar": 1.0, "masked": 0.0}
-"""The AR fraction that a method stands for."""
+METHODS = {"hybrid": None, "ar": 1.0, "masked": 0.0, "refined": None, "exact": 1.0, "relaxed": 1.0}
+"""The AR fraction that a method stands for: None where it is the request's own. ``refined`` is the hybrid with
+``hybrid.refine`` after it; ``exact`` and ``relaxed`` have the AR model judge drafts (``hybrid.verify``)."""
 
 SEEDS = 2**63
 """Seeds are below this."""
@@ -109,8 +112,8 @@ def find_split(
     ar: bool,
     masked: bool,
     inpainting: bool,
-) -> tuple[float | None, int | None]:
-    """The method as a share or a number of AR tokens.
+) -> tuple[str, float | None, int | None]:
+    """The method, and its share or number of AR tokens.
 
     A request that says nothing takes the default where both models are there, and the only model otherwise. What the
     numbers themselves must be is checked by the sampler.
@@ -127,25 +130,47 @@ def find_split(
     told = fraction is not None or tokens is not None
     if method is None and not told:
         if not masked:
-            return 1.0, None
+            return "ar", 1.0, None
         if not ar or inpainting:
-            return 0.0, None
-    chosen = method or ("hybrid" if told else defaults.method)
+            return "masked", 0.0, None
+    chosen = method or ("hybrid" if told and METHODS[defaults.method] is not None else defaults.method)
     if chosen not in METHODS:
         near = get_close_matches(chosen, METHODS, n=1)
-        raise ValueError(f"method {chosen!r}: use {near[0] if near else 'hybrid, ar or masked'}")
+        raise ValueError(f"method {chosen!r}: use {near[0] if near else ', '.join(METHODS)}")
     fixed = METHODS[chosen]
-    if fixed is not None:
-        if tokens is not None or fraction not in (None, fixed):
-            raise ValueError(f"method {chosen} fixes the AR fraction at {fixed:g}; drop one of the two")
-        return fixed, None
-    if method is not None:
+    if fixed is not None and (tokens is not None or fraction not in (None, fixed)):
+        raise ValueError(f"method {chosen} fixes the AR fraction at {fixed:g}; drop one of the two")
+    if method is not None and method not in ("ar", "masked"):
         if not (ar and masked):
             have, lack = ("ar", "masked model") if ar else ("masked", "AR model")
-            raise ValueError(f"method hybrid: there is no {lack}; use method {have}")
+            raise ValueError(f"method {method}: there is no {lack}; use method {have}")
         if inpainting:
-            raise ValueError("method hybrid: in-painting runs in the masked phase; use method masked")
-    return (fraction, tokens) if told else (defaults.ar_fraction, None)
+            raise ValueError(f"method {method}: in-painting runs in the masked phase; use method masked")
+    if fixed is not None:
+        return chosen, fixed, None
+    return (chosen, fraction, tokens) if told else (chosen, defaults.ar_fraction, None)
+
+
+def find_judge(method: str, given: Mapping[str, Any], defaults: DefaultsConfig) -> tuple[Verify | None, Refine | None]:
+    """How the AR model judges, where the method has it do so.
+
+    Args:
+        method: as ``find_split`` found it.
+        given: ``rounds``, ``redraw``, ``window`` and ``relax`` as the request says them, None where it does not.
+        defaults: what counts where it says nothing.
+
+    Raises:
+        ValueError: a setting that the method does not know, or one out of range.
+    """
+    known = {"refined": ("rounds", "redraw"), "exact": ("window",), "relaxed": ("window", "relax")}.get(method, ())
+    for name, value in given.items():
+        if value is not None and name not in known:
+            home = "refined" if name in ("rounds", "redraw") else "exact or relaxed" if name == "window" else "relaxed"
+            raise ValueError(f"{name}: belongs to method {home}, not {method}")
+    told = {name: getattr(defaults, name) if given[name] is None else given[name] for name in known}
+    if method == "refined":
+        return None, Refine(**told)
+    return (Verify(**told) if known else None), None
 
 
 def as_defaults(settings: Mapping[str, Any], defaults: DefaultsConfig) -> DefaultsConfig:
@@ -157,7 +182,13 @@ def as_defaults(settings: Mapping[str, Any], defaults: DefaultsConfig) -> Defaul
     """
     fields = defaults.model_dump()
     ar_tokens, grid, fill = settings["ar_tokens"], settings["grid"], settings["fill"]
+    verify, refine = settings["verify"], settings["refine"]
     fields["method"] = "masked" if ar_tokens == 0 else "ar" if ar_tokens == grid[0] * grid[1] else "hybrid"
+    if verify is not None:
+        fields |= {"method": "relaxed" if verify["relax"] else "exact", "window": verify["window"]}
+        fields |= {"relax": verify["relax"]} if verify["relax"] else {}
+    if refine is not None:
+        fields |= {"method": "refined", "rounds": refine["rounds"], "redraw": refine["redraw"]}
     fields["ar_fraction"] = settings["ar_fraction"]
     if settings["prefix"] is not None:
         fields["ar"] = _phase(settings["prefix"])

@@ -163,7 +163,12 @@ class Phases:
         return float(sum(self.seconds.values()))
 
 
-PHASES = ("condition", "prefix", "align", "fill", "decode")
+PHASES = ("condition", "prefix", "align", "fill", "draft", "verify", "score", "refill", "decode")
+"""``draft`` (masked passes) and ``verify`` (AR passes) alternate in exact and relaxed mode, ``score`` (AR) and
+``refill`` (masked) in refinement; the other modes have none of them."""
+
+AR_PHASES = ("prefix", "verify", "score")
+MASKED_PHASES = ("fill", "draft", "refill")
 
 
 @dataclass(frozen=True)

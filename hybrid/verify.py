@@ -15,7 +15,8 @@ acceptance and the last token. Attempts and windows of an image depend on nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +24,32 @@ import torch
 from torch import Tensor
 
 from hybrid.align import Alignment
-from hybrid.sampler import Callback, Cancelled, Sampling, Step
-from hybrid.sampling import ONE, filter_logits, fraction_of, guide, uniforms
-from hybrid.schedules import progress_of
+from hybrid.phases import Callback, Sampling, Step, guide_places, place_scales, report
+from hybrid.sampling import ONE, filter_logits, fraction_of, uniforms
 from hybrid.types import FROM_AR, MASK, ARModel, Condition, MaskedModel
+
+
+@dataclass(frozen=True)
+class Verify:
+    """How drafts are verified.
+
+    Attributes:
+        window: the longest draft, in places.
+        relax: see ``accept``; 0 is exact.
+        adapt: let each image's window follow ``next_window``, from ``window`` on; False keeps it fixed.
+
+    Raises:
+        ValueError: a window below 1, ``relax`` outside [0, 1).
+    """
+
+    window: int = 16
+    relax: float = 0.0
+    adapt: bool = True
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"window {self.window}: must be at least 1 place")
+        check_relax(self.relax)
 
 
 @dataclass(frozen=True)
@@ -142,11 +165,10 @@ def exact_generate(
     generators: Sequence[torch.Generator],
     prefix: Sampling,
     draft: Sampling,
-    window: int = 16,
-    adapt: bool = True,
-    relax: float = 0.0,
+    verify: Verify | None = None,
     alignment: Alignment | None = None,
     callback: Callback | None = None,
+    phase: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> ExactResult:
     """Draw whole grids from the AR model's distribution in fewer AR passes than there are places.
 
@@ -161,21 +183,18 @@ def exact_generate(
         generators: one CPU generator for each image.
         prefix: how the AR model draws; its distribution is the result's.
         draft: how the masked model drafts. Any setting is exact; a guidance that changes does so over places.
-        window: the longest draft.
-        adapt: let each image's window follow ``next_window``, from ``window`` on; False keeps it fixed.
-        relax: see ``accept``; 0 is exact.
+        verify: windows, and how strict; None is exact.
         alignment: how the tokenizers align, where there are two; only the identity is allowed.
         callback: called with a ``Step`` of phase ``verify`` after each AR pass; its index is the number of tokens that
             the slowest image has, its total n. Returning False cancels.
+        phase: entered with ``draft`` around each masked pass and ``verify`` around each AR pass, to keep times.
 
     Raises:
-        ValueError: models, conditions or generators that do not fit each other; a window below 1; ``relax`` outside
-            [0, 1); broken logits.
+        ValueError: models, conditions or generators that do not fit each other; broken logits.
         Cancelled: the callback returned False.
     """
-    if window < 1:
-        raise ValueError(f"window {window}: must be at least 1 place")
-    check_relax(relax)
+    verify = verify or Verify()
+    window = verify.window
     if alignment is not None and alignment.kind != "identity":
         raise ValueError(f"exact verification needs one tokenizer for both models, not {alignment.kind!r} alignment")
     grid, batch, places = ar_condition.grid, len(ar_condition), ar_condition.grid.places
@@ -187,24 +206,24 @@ def exact_generate(
     ):
         if expected != actual:
             raise ValueError(f"{what}: expected {expected}, as the AR model has, got {actual}")
-    scales_n, draft_scales_n = _scales(prefix, places), _scales(draft, places)
+    scales_n, draft_scales_n = place_scales(prefix, places), place_scales(draft, places)
     asked = ar_condition.cat(ar_null) if bool((scales_n != 1).any()) else ar_condition
     draft_asked = masked_condition.cat(masked_null) if bool((draft_scales_n != 1).any()) else masked_condition
-    logits_bk, state = ar.prefill(asked, places)
+    with phase("verify"):
+        logits_bk, state = ar.prefill(asked, places)
     device = logits_bk.device
     scales_n, draft_scales_n = scales_n.to(device), draft_scales_n.to(device)
 
     tokens_bn = torch.full((batch, places), MASK, dtype=torch.long, device=device)
     origin_bn, tested_bn = torch.full_like(tokens_bn, FROM_AR), torch.zeros_like(tokens_bn)
-    first_b1k = distribution(_guided(logits_bk[:, None], scales_n[:1].expand(batch, 1)), prefix)
+    first_b1k = distribution(guide_places(logits_bk[:, None], scales_n[:1].expand(batch, 1)), prefix)
     tokens_bn[:, 0] = _pick(_whole(first_b1k[:, 0]), uniforms(generators, (1,))[:, 0].to(device))
     done_b = torch.ones(batch, dtype=torch.long, device=device)
     window_b, passes = torch.full_like(done_b, window), {"ar": 1, "masked": 0}
     drafted_rb, accepted_rb = [], []
     while True:
         slowest = int(done_b.min())
-        if callback is not None and callback(Step("verify", slowest, places, tokens_bn.clone(), grid)) is False:
-            raise Cancelled(f"cancelled after verify {slowest} of {places}")
+        report(callback, Step("verify", slowest, places, tokens_bn.clone(), grid))
         if slowest == places:
             break
         running_b = done_b < places
@@ -219,14 +238,18 @@ def exact_generate(
         q_bwk = torch.zeros((*places_bw.shape, ar.codebook_size), device=device)
         if width:
             known_bn, at_bw = (x.repeat(len(draft_asked) // batch, 1) for x in (tokens_bn, places_bw[:, :-1]))
-            logits_bwk = masked.logits(known_bn, draft_asked, at_bw)
-            q_bwk[:, :-1] = distribution(_guided(logits_bwk, draft_scales_n[places_bw[:, :-1]]), draft)
-            draft_bw[:, :-1] = _pick(_whole(q_bwk[:, :-1]), noise_b3w[:, 0, :-1])
+            with phase("draft"):
+                logits_bwk = masked.logits(known_bn, draft_asked, at_bw)
+                q_bwk[:, :-1] = distribution(guide_places(logits_bwk, draft_scales_n[places_bw[:, :-1]]), draft)
+                draft_bw[:, :-1] = _pick(_whole(q_bwk[:, :-1]), noise_b3w[:, 0, :-1])
             draft_bw = torch.where(own_bw, draft_bw, MASK)
             passes["masked"] += 1
-        p_bwk = _judge(ar, state, tokens_bn, draft_bw, places_bw, scales_n, prefix)
+        with phase("verify"):
+            p_bwk = _judge(ar, state, tokens_bn, draft_bw, places_bw, scales_n, prefix)
+            accepted_b, found_bw = accept(
+                p_bwk, q_bwk, draft_bw, noise_b3w[:, 1], noise_b3w[:, 2, 0], relax=verify.relax
+            )
         passes["ar"] += 1
-        accepted_b, found_bw = accept(p_bwk, q_bwk, draft_bw, noise_b3w[:, 1], noise_b3w[:, 2, 0], relax=relax)
 
         written_bw = (offset_w <= accepted_b[:, None]) & running_b[:, None]
         at = written_bw.nonzero()[:, 0], places_bw[written_bw]
@@ -235,7 +258,7 @@ def exact_generate(
         tested_bn[at] += own_bw[written_bw].long()
         done_b = torch.where(running_b, done_b + accepted_b + 1, done_b)
         state.truncate((done_b - 1).repeat(len(asked) // batch))
-        if adapt:
+        if verify.adapt:
             window_b = next_window(window_b, drafted_b, accepted_b, window)
         drafted_rb.append(drafted_b)
         accepted_rb.append(accepted_b)
@@ -262,28 +285,13 @@ def _judge(
     logits = ar.decode(fed_bw.repeat(many, 1), start_b.repeat(many), state)
     column_bw = (places_bw - 1 - start_b[:, None]).clamp(max=width - 1).repeat(many, 1)
     logits = logits[torch.arange(many * batch, device=logits.device)[:, None], column_bw]
-    return distribution(_guided(logits, scales_n[places_bw]), how)
-
-
-def _scales(sampling: Sampling, places: int) -> Tensor:
-    """The guidance scale of each place."""
-    return torch.tensor([sampling.guidance.at(progress_of(place, places)) for place in range(places)])
+    return distribution(guide_places(logits, scales_n[places_bw]), how)
 
 
 def check_relax(relax: float) -> None:
     """Raise ValueError where ``relax`` is no number in [0, 1)."""
     if not 0 <= relax < 1:
         raise ValueError(f"relax {relax:g}: must be at least 0 (exact) and below 1")
-
-
-def _guided(logits: Tensor, scales_bw: Tensor) -> Tensor:
-    """Guided logits_bwk from conditional rows, followed by as many unconditional ones unless no scale needs them."""
-    batch = len(scales_bw)
-    if len(logits) == batch:
-        return logits
-    # Where the scale is 1 the conditional logits count as they are, as in ``ar_prefix``.
-    scales_bw1 = scales_bw[..., None]
-    return torch.where(scales_bw1 == 1, logits[:batch].float(), guide(logits[:batch], logits[batch:], scales_bw1))
 
 
 def _fresh(generators: Sequence[torch.Generator], running_b: Tensor, window: int) -> Tensor:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hybrid import HybridPipeline, cli
 from hybrid.compare import CELL, Lane, _wrapped, compare_picture, load_note, race
-from hybrid.types import Generation, Grid, Phases
+from hybrid.types import PHASES, Generation, Grid, Phases
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def lanes_of(size: tuple[int, int], rows: int) -> list[Lane]:
     lanes = []
     for method, seconds, colour in (("ar", 8.0, "red"), ("hybrid", 2.0, "lime"), ("masked", 0.5, "blue")):
         images = [Image.new("RGB", size, colour) for _ in range(rows)]
-        phases = Phases({"fill": seconds}, {"prefix": 4, "fill": 2})
+        phases = Phases({"fill": seconds}, dict.fromkeys(PHASES, 0) | {"prefix": 4, "fill": 2})
         result = Generation(images, None, None, Grid(1, 1), phases)  # type: ignore[arg-type]
         lanes.append(Lane(method, (seconds, seconds * 9, seconds / 2), result))
     return lanes

@@ -16,7 +16,8 @@ from torch import Tensor
 from hybrid.adapters import load
 from hybrid.adapters.halton import CONFIGS, HaltonConfig, HaltonMaskGIT, build, create
 from hybrid.checkpoint import save_weights
-from hybrid.sampler import Fill, HybridSampler, Sampling
+from hybrid.phases import Fill, Sampling
+from hybrid.sampler import HybridSampler
 from hybrid.sampling import Guidance
 from hybrid.schedules import reveal_counts
 from hybrid.types import FROM_AR, MASK, Grid, MaskedModel

@@ -20,7 +20,8 @@ from hybrid.adapters.lumina import Lumina, build
 from hybrid.adapters.lumina_config import CONFIGS, LuminaConfig, find_config
 from hybrid.adapters.lumina_prompt import Ids, LuminaCondition, size_ids
 from hybrid.config import PairConfig, parse, read_yaml
-from hybrid.sampler import HybridSampler, Sampling
+from hybrid.phases import Sampling
+from hybrid.sampler import HybridSampler
 from hybrid.sampling import Guidance
 from hybrid.types import MASK, ARModel, Grid
 

@@ -18,8 +18,8 @@ from PIL import Image
 from hybrid import HybridPipeline
 from hybrid.config import DefaultsConfig, PhaseConfig
 from hybrid.pairing import find_pair, read_pair
+from hybrid.phases import Cancelled, Step
 from hybrid.request import as_defaults, find_device, find_dtype, find_label
-from hybrid.sampler import Cancelled, Step
 from hybrid.types import FROM_AR, FROM_INPUT, Generation, Grid
 
 
@@ -237,11 +237,51 @@ def test_pairing_of_two_tokenizers_is_refused(folder: Path, tmp_path: Path) -> N
         ({"image": __file__, "mask": torch.ones(8, 8)}, "not a picture in a known format"),
         ({"image": torch.zeros(3, 8, 8), "mask": torch.ones(8, 8), "method": "hybrid"}, "method hybrid: in-painting"),
         ({"image": torch.zeros(3, 8, 8), "mask": torch.ones(8, 8), "ar_fraction": 0.5}, "in-painting runs in the mask"),
+        (
+            {"image": torch.zeros(3, 8, 8), "mask": torch.ones(8, 8), "method": "exact"},
+            "method exact: in-painting runs",
+        ),
+        ({"method": "exact", "ar_fraction": 0.5}, "method exact fixes the AR fraction at 1; drop one of the two"),
+        ({"method": "exact", "relax": 0.2}, "relax: belongs to method relaxed, not exact"),
+        ({"window": 4}, "window: belongs to method exact or relaxed, not hybrid"),
+        ({"method": "relaxed", "relax": 1.0}, "relax 1: must be at least 0 (exact) and below 1"),
+        ({"method": "exact", "window": 0}, "window 0: must be at least 1 place"),
+        ({"method": "masked", "rounds": 2}, "rounds: belongs to method refined, not masked"),
+        ({"method": "refined", "redraw": 2.0}, "redraw 2: must be above 0 and at most 1"),
+        ({"method": "refined", "ar_fraction": 1.0}, "refinement needs an AR model and a masked phase"),
         ({"dtype": "fp8"}, "dtype 'fp8': use auto, fp32, bf16, fp16"),
     ],
 )
 def test_wrong_arguments_are_named(pipe: HybridPipeline, arguments: dict[str, Any], message: str) -> None:
     assert message in refused(lambda: pipe(**{"prompt": "bag", "output_type": "tokens", **arguments}))
+
+
+@pytest.mark.parametrize("height", [None, 8])
+def test_exact_with_argmax_is_greedy_ar(pipe: HybridPipeline, height: int | None) -> None:
+    how = {"temperature": 0.0, "guidance_scale": 2.0, "height": height, "width": height}
+    assert tokens(pipe, method="exact", window=5, **how) == tokens(pipe, method="ar", **how)
+    relaxed = pipe("bag", method="relaxed", relax=0.5, seed=0, output_type="tokens", **how)
+    assert relaxed.tokens.tolist() == tokens(pipe, method="ar", **how)  # one-hot probabilities cannot be loosened
+    assert relaxed.settings["verify"] == {"window": 16, "relax": 0.5, "adapt": True}
+    passes = relaxed.phases.passes
+    assert passes["verify"] > 0 and passes["draft"] > 0 and passes["prefix"] == passes["fill"] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"method": "exact", "window": 4},
+        {"method": "relaxed", "relax": 0.4},
+        {"method": "refined", "rounds": 2, "redraw": 0.5, "ar_fraction": 0.5},
+    ],
+)
+def test_judged_methods_are_repeated_by_their_settings(pipe: HybridPipeline, arguments: dict[str, Any]) -> None:
+    made = pipe("bag", seed=3, output_type="tokens", **arguments)
+    defaults = as_defaults(made.settings, pipe.defaults)
+    assert {key: getattr(defaults, key) for key in arguments} == arguments
+    repeat = class_pair()
+    repeat.defaults = defaults
+    assert tokens(repeat, seed=3) == made.tokens.tolist()
 
 
 def test_picture_i_has_seed_plus_i_and_does_not_depend_on_its_neighbours(pipe: HybridPipeline) -> None:
@@ -304,7 +344,11 @@ def test_generation_accounts_for_every_token_and_pass(pipe: HybridPipeline) -> N
     result = pipe("bag", seed=0, ar_tokens=6)
     assert int((result.origin == FROM_AR).sum()) == 6
     assert sorted(set(result.origin[0, 6:].tolist())) == [1, 2, 3, 4]
-    assert result.phases.passes == {"condition": 0, "prefix": 6, "align": 0, "fill": 4, "decode": 1}
+    assert {phase: count for phase, count in result.phases.passes.items() if count} == {
+        "prefix": 6,
+        "fill": 4,
+        "decode": 1,
+    }
     assert result.settings["model"] == "tiny" and result.settings["dtype"] == "float32"
     assert result.settings["prompt"] == "bag"
 

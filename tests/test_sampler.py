@@ -31,7 +31,8 @@ from torch import Tensor
 from hybrid import sampler as sampler_module
 from hybrid.adapters import load
 from hybrid.orders import ORDERS, halton_order
-from hybrid.sampler import Cancelled, Fill, HybridSampler, Sampling, Step
+from hybrid.phases import Cancelled, Fill, Sampling, Step
+from hybrid.sampler import HybridSampler
 from hybrid.sampling import Guidance
 from hybrid.schedules import SCHEDULES, counts
 from hybrid.types import FROM_AR, FROM_INPUT, MASK, PHASES, Generation, Grid

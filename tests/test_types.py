@@ -6,7 +6,19 @@ import pytest
 import torch
 from fakes import FakeTokenizer, always_ar, neighbour_masked, table_ar, uniform_ar, uniform_masked
 
-from hybrid.types import MASK, PHASES, ARModel, Grid, ImageTokenizer, MaskedModel, Phases, fill_unknown, require_no_mask
+from hybrid.types import (
+    AR_PHASES,
+    MASK,
+    MASKED_PHASES,
+    PHASES,
+    ARModel,
+    Grid,
+    ImageTokenizer,
+    MaskedModel,
+    Phases,
+    fill_unknown,
+    require_no_mask,
+)
 
 
 def test_grid() -> None:
@@ -86,5 +98,6 @@ def test_fill_unknown_by_name_only() -> None:
 
 def test_phases() -> None:
     phases = Phases(dict.fromkeys(PHASES, 0.5), dict.fromkeys(PHASES, 1))
-    assert phases.total_seconds == 2.5
-    assert PHASES == ("condition", "prefix", "align", "fill", "decode")
+    assert phases.total_seconds == 0.5 * len(PHASES)
+    assert {*AR_PHASES, *MASKED_PHASES, "condition", "align", "decode"} == {*PHASES}
+    assert len(AR_PHASES) + len(MASKED_PHASES) + 3 == len(PHASES)

@@ -34,10 +34,10 @@ from torch import Tensor
 from hybrid import verify
 from hybrid.adapters import load
 from hybrid.align import Alignment
-from hybrid.sampler import Cancelled, Sampling, Step, ar_prefix
+from hybrid.phases import Cancelled, Sampling, Step, ar_prefix
 from hybrid.sampling import Guidance
 from hybrid.types import FROM_AR, MASK, Grid
-from hybrid.verify import ExactResult, accept, distribution, exact_generate, next_window
+from hybrid.verify import ExactResult, Verify, accept, distribution, exact_generate, next_window
 
 GOLDEN = Path(__file__).parent / "golden"
 ALARM = 1e-6
@@ -154,10 +154,11 @@ def tiny(prefix: Sampling, draft: Sampling, seed: int = 0, **options: Any) -> Ex
     ar, masked = BatchAR(), BatchMasked()
     asked = ar.condition([0] * IMAGES)
     generators = [torch.Generator().manual_seed(seed)] * IMAGES
+    how = Verify(**options)
     nulls = asked.null()
     with patch.object(verify, "uniforms", pooled):
         return exact_generate(
-            ar, masked, asked, nulls, asked, nulls, generators=generators, prefix=prefix, draft=draft, **options
+            ar, masked, asked, nulls, asked, nulls, generators=generators, prefix=prefix, draft=draft, verify=how
         )
 
 
@@ -321,7 +322,8 @@ def test_wrong_probabilities_and_knobs_are_refused() -> None:
 def generate(
     ar: Any, masked: Any, labels: Any, seeds: list[int], grid: Grid | None = None, **options: Any
 ) -> ExactResult:
-    settings: dict[str, Any] = {"prefix": Sampling(), "draft": Sampling()} | options
+    how = {name: options.pop(name) for name in ("window", "adapt", "relax") if name in options}
+    settings: dict[str, Any] = {"prefix": Sampling(), "draft": Sampling(), "verify": Verify(**how)} | options
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     asked, masked_asked = ar.condition(labels, grid), masked.condition(labels, grid)
     return exact_generate(

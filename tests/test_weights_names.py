@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from hybrid.adapters import load
 from hybrid.config import ComponentConfig, PairConfig, parse, read_yaml
-from hybrid.sampler import Fill, HybridSampler, Sampling
+from hybrid.phases import Fill, Sampling
+from hybrid.sampler import HybridSampler
 from hybrid.sampling import Guidance
 from hybrid.types import Grid
 from hybrid.weights import PUBLISHED, resolve_weights
