@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,10 @@ from hybrid.types import MASK, ImageTokenizer
 
 EXACT = 1e-5
 """Largest distance of two code vectors to be the same one, as a share of the mean code length."""
+
+
+Lossy: TypeAlias = 'bool | Literal["pixels"]'
+"""What may be lost on the way: nothing, as much as nearest codes lose (True), or a transcoding through pixels."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class Alignment:
     """How tokens are carried over.
 
     Attributes:
-        kind: ``identity``, ``offset``, ``permutation`` or ``nearest``.
-        table_k: the masked model's code of each AR code, or None for the identity.
+        kind: ``identity``, ``offset``, ``permutation``, ``nearest`` or ``pixels`` (see ``hybrid.transcode``).
+        table_k: the masked model's code of each AR code, or None for the identity and ``pixels``.
         lossy: what is lost, in words, or None where the mapping is exact.
     """
 
@@ -78,31 +83,37 @@ def _bytes(value: Tensor) -> bytes:
     return value.detach().float().cpu().contiguous().numpy().tobytes()
 
 
-def align(ar: ImageTokenizer, masked: ImageTokenizer, *, lossy: bool = False) -> Alignment:
+def align(ar: ImageTokenizer, masked: ImageTokenizer, *, lossy: Lossy = False) -> Alignment:
     """The mapping from one tokenizer's codes to the other's.
 
     Args:
         ar: the AR model's tokenizer.
         masked: the masked model's tokenizer, which decodes the final image.
-        lossy: accept nearest codes where the codebooks differ.
+        lossy: accept nearest codes where the codebooks differ; ``pixels`` accepts any two tokenizers, whose prefixes
+            are decoded and encoded anew.
 
     Raises:
         ValueError: tokenizers that share no meaning; the message names the ways out.
     """
     if ar is masked:
         return Alignment("identity", None)
+    if lossy == "pixels":
+        for name, tokenizer in (("AR", ar), ("masked", masked)):
+            if not hasattr(tokenizer, "factor"):
+                raise ValueError(f"lossy pixels: the {name} model's tokenizer has no factor (pixels per token)")
+        return Alignment("pixels", None, "the AR rows were decoded and encoded anew by the other tokenizer")
     here, there = fingerprint(ar), fingerprint(masked)
     if here.decoder is None or there.decoder is None:
         raise ValueError(
             "a tokenizer that is no torch module has no decoder to compare; pass one object for both models, "
-            "or transcode whole rows through pixels"
+            "or transcode whole rows through pixels (lossy: pixels)"
         )
     if here.decoder != there.decoder:
         although = " although the codebooks are equal" if here.codebook == there.codebook else ""
         raise ValueError(
             f"the tokenizers have different decoders (sha256 {here.decoder[:8]} and {there.decoder[:8]}), so their "
             f"codes mean different things{although}; "
-            "use models of one tokenizer, or transcode whole rows through pixels"
+            "use models of one tokenizer, or transcode whole rows through pixels (lossy: pixels)"
         )
     if here.codebook == there.codebook:
         return Alignment("identity", None)
@@ -110,7 +121,7 @@ def align(ar: ImageTokenizer, masked: ImageTokenizer, *, lossy: bool = False) ->
     if source.shape[1] != target.shape[1]:
         raise ValueError(
             f"code vectors have different widths: {tuple(source.shape)} and {tuple(target.shape)}; "
-            "use models of one tokenizer, or transcode whole rows through pixels"
+            "use models of one tokenizer, or transcode whole rows through pixels (lossy: pixels)"
         )
     distance_k, table_k = nearest(source, target)
     length = float(source.norm(dim=1).mean())
@@ -122,7 +133,7 @@ def align(ar: ImageTokenizer, masked: ImageTokenizer, *, lossy: bool = False) ->
     message = f"nearest codes, mean distance {mean:.4g} where code vectors have mean length {length:.4g}"
     if not lossy:
         raise ValueError(
-            f"the codebooks differ ({message}); pass lossy=True to accept nearest codes, or transcode through pixels"
+            f"the codebooks differ ({message}); pass lossy=True to accept nearest codes, or lossy='pixels' to transcode"
         )
     return Alignment("nearest", table_k, message)
 

@@ -172,5 +172,5 @@ class PairConfig(Strict):
     text: ComponentConfig | None = None
     classes: list[str] | None = None
     grid: tuple[int, int] | None = None
-    lossy: bool = False
+    lossy: bool | Literal["pixels"] = False
     defaults: DefaultsConfig = DefaultsConfig()

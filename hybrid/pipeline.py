@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hybrid.align import Lossy
 from hybrid.checkpoint import save_weights
 from hybrid.config import DefaultsConfig
 from hybrid.pairing import COMPONENTS, INDEX, find_pair, pair_name, plain_card, read_pair
@@ -56,7 +57,7 @@ class HybridPipeline:
         classes: class names by label, where prompts are names.
         grid: the token grid where a request gives no size; None is the checkpoint's own.
         defaults: what a request uses where it says nothing.
-        lossy: accept nearest codes where the codebooks differ.
+        lossy: accept nearest codes where the codebooks differ; ``pixels`` transcodes the prefix (``hybrid.transcode``).
         name: what results and errors call the pairing.
     """
 
@@ -71,7 +72,7 @@ class HybridPipeline:
         classes: Sequence[str] | None = None,
         grid: Grid | None = None,
         defaults: DefaultsConfig | None = None,
-        lossy: bool = False,
+        lossy: Lossy = False,
         name: str = "pipeline",
     ) -> None:
         self.sampler = HybridSampler(ar, masked, tokenizer, ar_tokenizer=ar_tokenizer, lossy=lossy)

@@ -181,15 +181,15 @@ def as_defaults(settings: Mapping[str, Any], defaults: DefaultsConfig) -> Defaul
         defaults: what the pipeline had; it stays for a phase that did not run.
     """
     fields = defaults.model_dump()
-    ar_tokens, grid, fill = settings["ar_tokens"], settings["grid"], settings["fill"]
+    fraction, fill = settings["ar_fraction"], settings["fill"]
     verify, refine = settings["verify"], settings["refine"]
-    fields["method"] = "masked" if ar_tokens == 0 else "ar" if ar_tokens == grid[0] * grid[1] else "hybrid"
+    fields["method"] = "masked" if fraction == 0 else "ar" if fraction == 1 else "hybrid"
     if verify is not None:
         fields |= {"method": "relaxed" if verify["relax"] else "exact", "window": verify["window"]}
         fields |= {"relax": verify["relax"]} if verify["relax"] else {}
     if refine is not None:
         fields |= {"method": "refined", "rounds": refine["rounds"], "redraw": refine["redraw"]}
-    fields["ar_fraction"] = settings["ar_fraction"]
+    fields["ar_fraction"] = fraction
     if settings["prefix"] is not None:
         fields["ar"] = _phase(settings["prefix"])
     if fill is not None:

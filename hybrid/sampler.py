@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid.align import Alignment, align
+from hybrid.align import Alignment, Lossy, align
 from hybrid.phases import Callback, Fill, Sampling, ar_prefix, masked_fill
 from hybrid.refine import Refine, refine_tokens
 from hybrid.sampling import uniforms
 from hybrid.schedules import counts
+from hybrid.transcode import carry_over, same_picture, whole_rows
 from hybrid.types import (
     FROM_AR,
     FROM_INPUT,
@@ -70,7 +71,8 @@ class HybridSampler:
         masked: the masked model, or None where only the AR model is used.
         tokenizer: decodes the masked model's tokens, and the AR model's where ``ar_tokenizer`` is None.
         ar_tokenizer: the AR model's own tokenizer where it is another one; the two are compared at once.
-        lossy: accept an alignment that changes the prefix (nearest codes) instead of refusing it.
+        lossy: accept an alignment that changes the prefix instead of refusing it: nearest codes, or with ``pixels``
+            whole rows that are decoded and encoded anew.
 
     Raises:
         ValueError: codebooks that do not fit each other or their models.
@@ -83,7 +85,7 @@ class HybridSampler:
         tokenizer: ImageTokenizer,
         *,
         ar_tokenizer: ImageTokenizer | None = None,
-        lossy: bool = False,
+        lossy: Lossy = False,
     ) -> None:
         if ar is None and masked is None:
             raise ValueError("a sampler needs an AR model, a masked model or both")
@@ -153,12 +155,17 @@ class HybridSampler:
         with clock.phase("condition"):
             asked, null = _condition(lead, prompts, negative, grid, len(generators))
             shape, batch = asked.grid, len(asked)
-            length = self._prefix_length(ar_fraction, ar_tokens, shape, inpainting=tokens is not None)
-            only_ar = length == shape.places
+            ar_shape = self._ar_grid(shape) if lead is self.masked else shape
+            length = self._prefix_length(ar_fraction, ar_tokens, ar_shape, inpainting=tokens is not None)
+            only_ar = length == ar_shape.places
+            if only_ar:
+                shape = ar_shape
+            else:
+                length, known = self._whole_rows(length, ar_shape, shape, exactly=ar_tokens is not None)
             self._check_judge(verify, refine, only_ar=only_ar)
             if length and not only_ar:
-                counts(fill.schedule, fill.steps, shape.places, length, fill.resume)  # raises before the prefix runs
-            noise_bn = uniforms(generators, (shape.places,)).to(device)
+                counts(fill.schedule, fill.steps, shape.places, known, fill.resume)  # raises before the prefix runs
+            noise_bn = uniforms(generators, (ar_shape.places,)).to(device)
             noise_bt2n = uniforms(generators, (0 if only_ar else fill.steps, 2, shape.places)).to(device)
             again = 0 if refine is None else refine.rounds * refine.steps
             noise_brt2n = uniforms(generators, (again, 2, shape.places)).to(device)
@@ -166,7 +173,7 @@ class HybridSampler:
             given_bn = codes_bn != MASK
             ar_asked, ar_null = asked, null
             if (length or refine) and lead is not self.ar:
-                ar_asked, ar_null = _condition(self.ar, prompts, negative, shape, batch)
+                ar_asked, ar_null = _condition(self.ar, prompts, negative, ar_shape, batch)
 
         origin_bn = torch.full_like(codes_bn, FROM_AR)
         if verify is not None:
@@ -196,7 +203,8 @@ class HybridSampler:
             assert self.masked is not None
             if length and self.alignment is not None:
                 with clock.phase("align"):
-                    codes_bn, lossy = self.alignment.translate(codes_bn), self.alignment.lossy
+                    codes_bn, lossy = self._translate(codes_bn, length, ar_shape, shape), self.alignment.lossy
+            origin_bn = torch.full_like(codes_bn, FROM_AR)
             with clock.phase("fill"):
                 codes_bn, pass_bn, passes["fill"] = masked_fill(
                     self.masked, asked, null, codes_bn, noise_bt2n, fill, callback
@@ -233,7 +241,7 @@ class HybridSampler:
                 passes["decode"] = 1
         settings = {
             "ar_tokens": length,
-            "ar_fraction": length / shape.places,
+            "ar_fraction": length / ar_shape.places,
             "grid": [shape.height, shape.width],
             "prefix": asdict(prefix) if length or refine else None,
             "fill": None if only_ar and verify is None else asdict(fill),
@@ -241,6 +249,40 @@ class HybridSampler:
             "refine": None if refine is None else asdict(refine),
         }
         return Generation(images, codes_bn, origin_bn, shape, Phases(clock.seconds, passes), settings, lossy)
+
+    @property
+    def _through_pixels(self) -> bool:
+        return self.alignment is not None and self.alignment.kind == "pixels"
+
+    def _ar_grid(self, grid: Grid) -> Grid:
+        """The AR model's grid of a picture that has ``grid`` in the masked model's tokens."""
+        if not self._through_pixels:
+            return grid
+        return same_picture(grid, self.tokenizer.factor, self.ar_tokenizer.factor)  # type: ignore[attr-defined]
+
+    def _whole_rows(self, length: int, ar_grid: Grid, grid: Grid, *, exactly: bool) -> tuple[int, int]:
+        """The prefix length that can be carried over, and how many places of the masked model's grid it fills."""
+        if not self._through_pixels:
+            return length, length
+        factors = self.ar_tokenizer.factor, self.tokenizer.factor  # type: ignore[attr-defined]
+        whole = whole_rows(length, ar_grid, *factors)
+        if exactly and whole != length:
+            raise ValueError(f"ar_tokens {length}: transcoding carries whole rows only; use {whole} or ar_fraction")
+        return whole, whole // ar_grid.width * factors[0] // factors[1] * grid.width
+
+    def _translate(self, codes_bn: Tensor, length: int, ar_grid: Grid, grid: Grid) -> Tensor:
+        """The AR model's tokens as the masked model's."""
+        assert self.alignment is not None
+        if not self._through_pixels:
+            return self.alignment.translate(codes_bn)
+        return carry_over(
+            codes_bn,
+            length,
+            source=self.ar_tokenizer,
+            source_grid=ar_grid,
+            target=self.tokenizer,
+            target_grid=grid,
+        )
 
     def _check_judge(self, verify: Verify | None, refine: Refine | None, *, only_ar: bool) -> None:
         """Raise where the AR model cannot judge."""
