@@ -91,7 +91,7 @@ def parser() -> Parser:
     model.add_argument("--batch", type=int, default=16, metavar="B", help="pictures drawn at once (default: 16)")
 
     how = parser.add_argument_group("how to draw (defaults: the model's own)")
-    how.add_argument("--method", metavar="M", help="hybrid, ar, masked (one model alone), refined, exact or relaxed")
+    how.add_argument("--method", metavar="M", help="hybrid, ar, masked, refined, exact, relaxed or jacobi")
     how.add_argument("--ar-fraction", type=float, metavar="F", help="share of the tokens by the AR model, 0 to 1")
     how.add_argument("--ar-tokens", type=int, metavar="N", help="the same as a number of tokens")
     how.add_argument("--steps", type=int, metavar="S", help="passes of the masked model")
@@ -101,7 +101,7 @@ def parser() -> Parser:
     how.add_argument("--noise", type=float, metavar="X", help="Gumbel noise of the confidence order; it fades")
     how.add_argument("--rounds", type=int, metavar="R", help="refined: times the AR model says what is drawn anew")
     how.add_argument("--redraw", type=float, metavar="F", help="refined: share drawn anew each time, 0 to 1")
-    how.add_argument("--window", type=int, metavar="W", help="exact, relaxed: longest draft that the AR model verifies")
+    how.add_argument("--window", type=int, metavar="W", help="exact, relaxed, jacobi: longest draft, in tokens")
     how.add_argument("--relax", type=float, metavar="X", help="relaxed: distance from the AR model's choice, 0 to 1")
     how.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale; 1 is none")
     how.add_argument("--guidance-kind", metavar="NAME", help="guidance over time: constant, linear, interval")
@@ -120,7 +120,7 @@ def parser() -> Parser:
     versus.add_argument(
         "--methods",
         metavar="LIST",
-        help="what --compare draws by (default: ar,hybrid,masked; also refined,exact,relaxed)",
+        help="what --compare draws by (default: ar,hybrid,masked; also refined,exact,relaxed,jacobi)",
     )
     versus.add_argument("--repeats", type=int, metavar="R", help="timed runs of each method (default: 3)")
     parser.add_argument("--version", action="store_true", help="print the version")

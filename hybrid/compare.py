@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 METHODS = {
     "ar": "AR",
+    "jacobi": "Jacobi",
     "exact": "exact",
     "relaxed": "relaxed",
     "refined": "refined",
@@ -31,7 +32,7 @@ DEFAULT_METHODS = ("ar", "hybrid", "masked")
 OWN = {
     **dict.fromkeys(("ar_fraction", "ar_tokens"), ("hybrid", "refined")),
     **dict.fromkeys(("rounds", "redraw"), ("refined",)),
-    "window": ("exact", "relaxed"),
+    "window": ("jacobi", "exact", "relaxed"),
     "relax": ("relaxed",),
 }
 """Arguments that only some methods take."""

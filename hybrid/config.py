@@ -147,7 +147,7 @@ class PhaseConfig(Strict):
 class DefaultsConfig(Strict):
     """What a request uses where it says nothing."""
 
-    method: Literal["hybrid", "ar", "masked", "refined", "exact", "relaxed"] = "hybrid"
+    method: Literal["hybrid", "ar", "masked", "refined", "exact", "relaxed", "jacobi"] = "hybrid"
     ar_fraction: float = 0.25
     steps: int = 8
     schedule: str = "arccos"

@@ -257,13 +257,14 @@ class HybridPipeline:
             negative_prompt: what guidance moves away from, instead of the null condition.
             method: ``hybrid``, ``ar`` (fraction 1), ``masked`` (fraction 0), ``refined`` (the hybrid, then the AR model
                 says what is drawn anew), ``exact`` (the AR model's own distribution, from drafts of the masked model)
-                or ``relaxed`` (the same with drafts accepted more often, see ``hybrid.verify.accept``).
+                ``relaxed`` (the same with drafts accepted more often, see ``hybrid.verify.accept``) or ``jacobi``
+                (the AR model's distribution from its own drafts: speculative Jacobi decoding).
             ar_fraction: share of the tokens that the AR model writes, in [0, 1].
             ar_tokens: the same as a number of tokens.
             steps: masked passes.
             schedule, resume, order, noise: see ``hybrid.phases.Fill``.
             rounds, redraw: of ``refined``, see ``hybrid.refine.Refine``.
-            window, relax: of ``exact`` and ``relaxed``, see ``hybrid.verify.Verify``.
+            window, relax: of ``exact``, ``relaxed`` and ``jacobi``, see ``hybrid.verify.Verify``.
             guidance_scale, guidance_kind: u + s (c − u) for both phases; 1 is none.
             temperature, top_k, top_p: for both phases; temperature 0 is argmax.
             height, width: picture size in pixels; None is the checkpoint's own.

@@ -24,9 +24,10 @@ from hybrid.verify import Verify
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICES = ("cpu", "cuda", "mps")
-METHODS = {"hybrid": None, "ar": 1.0, "masked": 0.0, "refined": None, "exact": 1.0, "relaxed": 1.0}
+METHODS = {"hybrid": None, "ar": 1.0, "masked": 0.0, "refined": None, "exact": 1.0, "relaxed": 1.0, "jacobi": 1.0}
 """The AR fraction that a method stands for: None where it is the request's own. ``refined`` is the hybrid with
-``hybrid.refine`` after it; ``exact`` and ``relaxed`` have the AR model judge drafts (``hybrid.verify``)."""
+``hybrid.refine`` after it; ``exact`` and ``relaxed`` have the AR model judge the masked model's drafts, ``jacobi``
+its own (``hybrid.verify``)."""
 
 SEEDS = 2**63
 """Seeds are below this."""
@@ -140,7 +141,7 @@ def find_split(
     fixed = METHODS[chosen]
     if fixed is not None and (tokens is not None or fraction not in (None, fixed)):
         raise ValueError(f"method {chosen} fixes the AR fraction at {fixed:g}; drop one of the two")
-    if method is not None and method not in ("ar", "masked"):
+    if method is not None and method not in ("ar", "masked", "jacobi"):
         if not (ar and masked):
             have, lack = ("ar", "masked model") if ar else ("masked", "AR model")
             raise ValueError(f"method {method}: there is no {lack}; use method {have}")
@@ -149,6 +150,15 @@ def find_split(
     if fixed is not None:
         return chosen, fixed, None
     return (chosen, fraction, tokens) if told else (chosen, defaults.ar_fraction, None)
+
+
+JUDGE = {
+    "refined": ("rounds", "redraw"),
+    "exact": ("window",),
+    "relaxed": ("window", "relax"),
+    "jacobi": ("window",),
+}
+"""Settings of the methods in which the AR model judges."""
 
 
 def find_judge(method: str, given: Mapping[str, Any], defaults: DefaultsConfig) -> tuple[Verify | None, Refine | None]:
@@ -162,15 +172,15 @@ def find_judge(method: str, given: Mapping[str, Any], defaults: DefaultsConfig) 
     Raises:
         ValueError: a setting that the method does not know, or one out of range.
     """
-    known = {"refined": ("rounds", "redraw"), "exact": ("window",), "relaxed": ("window", "relax")}.get(method, ())
+    known = JUDGE.get(method, ())
     for name, value in given.items():
         if value is not None and name not in known:
-            home = "refined" if name in ("rounds", "redraw") else "exact or relaxed" if name == "window" else "relaxed"
+            home = " or ".join(method for method, names in JUDGE.items() if name in names)
             raise ValueError(f"{name}: belongs to method {home}, not {method}")
     told = {name: getattr(defaults, name) if given[name] is None else given[name] for name in known}
     if method == "refined":
         return None, Refine(**told)
-    return (Verify(**told) if known else None), None
+    return (Verify(**told, draft="jacobi" if method == "jacobi" else "masked") if known else None), None
 
 
 def as_defaults(settings: Mapping[str, Any], defaults: DefaultsConfig) -> DefaultsConfig:
@@ -185,7 +195,8 @@ def as_defaults(settings: Mapping[str, Any], defaults: DefaultsConfig) -> Defaul
     verify, refine = settings["verify"], settings["refine"]
     fields["method"] = "masked" if fraction == 0 else "ar" if fraction == 1 else "hybrid"
     if verify is not None:
-        fields |= {"method": "relaxed" if verify["relax"] else "exact", "window": verify["window"]}
+        strict = "jacobi" if verify["draft"] == "jacobi" else "exact"
+        fields |= {"method": "relaxed" if verify["relax"] else strict, "window": verify["window"]}
         fields |= {"relax": verify["relax"]} if verify["relax"] else {}
     if refine is not None:
         fields |= {"method": "refined", "rounds": refine["rounds"], "redraw": refine["redraw"]}

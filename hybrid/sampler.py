@@ -146,7 +146,8 @@ class HybridSampler:
             seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds
         ]
         # The masked model's own grid counts, in the baselines too; where one is given, pure AR asks it for nothing.
-        pure_ar = self.masked is None or (ar_fraction == 1 and grid is not None and verify is None)
+        drafted = verify is not None and verify.draft == "masked"
+        pure_ar = self.masked is None or (ar_fraction == 1 and grid is not None and not drafted)
         lead: Any = self.ar if pure_ar and self.ar is not None else self.masked
         device = _device_of(lead, self.tokenizer)
         clock, passes = Clock(device), dict.fromkeys(PHASES, 0)
@@ -177,7 +178,7 @@ class HybridSampler:
 
         origin_bn = torch.full_like(codes_bn, FROM_AR)
         if verify is not None:
-            assert self.ar is not None and self.masked is not None
+            assert self.ar is not None
             found = exact_generate(
                 self.ar,
                 self.masked,
@@ -244,7 +245,7 @@ class HybridSampler:
             "ar_fraction": length / ar_shape.places,
             "grid": [shape.height, shape.width],
             "prefix": asdict(prefix) if length or refine else None,
-            "fill": None if only_ar and verify is None else asdict(fill),
+            "fill": None if only_ar and not drafted else asdict(fill),
             "verify": None if verify is None else asdict(verify),
             "refine": None if refine is None else asdict(refine),
         }
@@ -286,8 +287,8 @@ class HybridSampler:
 
     def _check_judge(self, verify: Verify | None, refine: Refine | None, *, only_ar: bool) -> None:
         """Raise where the AR model cannot judge."""
-        if verify is not None and not (only_ar and self.ar is not None and self.masked is not None):
-            raise ValueError("verification writes all tokens with both models: use ar_fraction 1")
+        if verify is not None and not (only_ar and self.ar is not None):
+            raise ValueError("verification writes all tokens with the AR model: use ar_fraction 1")
         if verify is not None and refine is not None:
             raise ValueError("give verify or refine, not both")
         if refine is not None and (only_ar or self.ar is None):

@@ -1,10 +1,11 @@
-"""Exact verification: the masked model drafts, the AR model judges, and the result is the AR model's own.
+"""Exact verification: somebody drafts, the AR model judges, and the result is the AR model's own.
 
-Speculative sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318) with a masked model as the
-drafter. One *attempt* drafts the next window of raster places in one masked pass given the verified prefix, so that
-each draft token is an independent draw from a known distribution q; scores the window in one AR pass, which gives p
-after guidance, temperature, top-k and top-p; accepts a draft token x with probability min(1, p(x) / q(x)); and ends
-with a token from max(0, p - q) at the first rejection, or from p at the place after the window.
+Speculative sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318) with a masked model, or the AR
+model's own last look, as the drafter (``hybrid.drafts``). One *attempt* drafts the next window of raster places given
+the verified prefix, so that each draft token is an independent draw from a known distribution q; scores the window in
+one AR pass, which gives p after guidance, temperature, top-k and top-p; accepts a draft token x with probability
+min(1, p(x) / q(x)); and ends with a token from max(0, p - q) at the first rejection, or from p at the place after the
+window.
 
 Exact up to the arithmetic: probabilities are float32 made whole numbers with equal sums, uniforms have 24 bits, and a
 window's logits may differ in the last digits from those of single steps. This file knows protocols and no model.
@@ -18,14 +19,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hybrid.align import Alignment
+from hybrid.drafts import Drafter, JacobiDrafter, MaskedDrafter, distribution, pick, whole_weights
 from hybrid.phases import Callback, Sampling, Step, guide_places, place_scales, report
-from hybrid.sampling import ONE, filter_logits, fraction_of, uniforms
+from hybrid.sampling import fraction_of, uniforms
 from hybrid.types import FROM_AR, MASK, ARModel, Condition, MaskedModel
 
 
@@ -37,19 +39,23 @@ class Verify:
         window: the longest draft, in places.
         relax: see ``accept``; 0 is exact.
         adapt: let each image's window follow ``next_window``, from ``window`` on; False keeps it fixed.
+        draft: who drafts: the masked model, or the AR model's own last look (``jacobi``), which needs no other model.
 
     Raises:
-        ValueError: a window below 1, ``relax`` outside [0, 1).
+        ValueError: a window below 1, ``relax`` outside [0, 1), an unknown ``draft``.
     """
 
     window: int = 16
     relax: float = 0.0
     adapt: bool = True
+    draft: Literal["masked", "jacobi"] = "masked"
 
     def __post_init__(self) -> None:
         if self.window < 1:
             raise ValueError(f"window {self.window}: must be at least 1 place")
         check_relax(self.relax)
+        if self.draft not in ("masked", "jacobi"):
+            raise ValueError(f"draft {self.draft!r}: use masked or jacobi")
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class ExactResult:
     Attributes:
         tokens_bn: codes, without MASK.
         origin_bn: FROM_AR where the AR model drew the token, else the masked pass whose draft was accepted.
+        accepted_bn: whether each place holds an accepted draft.
         passes: forward passes of the whole batch, ``ar`` (at most one per place) and ``masked``.
         tested_bn: how often the acceptance rule looked at a draft token of each place. With ``accepted_bn`` this gives
             the acceptance by place; drafts after a rejection are never looked at.
@@ -69,30 +76,11 @@ class ExactResult:
 
     tokens_bn: Tensor
     origin_bn: Tensor
+    accepted_bn: Tensor
     passes: Mapping[str, int]
     tested_bn: Tensor
     drafted_br: Tensor
     accepted_br: Tensor
-
-    @property
-    def accepted_bn(self) -> Tensor:
-        """Whether each place holds an accepted draft."""
-        return self.origin_bn != FROM_AR
-
-
-def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities (..., k), float32, of what ``sampling`` draws from guided logits; one-hot at temperature 0.
-
-    Raises:
-        ValueError: logits that hold NaN or +inf, or only -inf.
-    """
-    logits = logits.float().contiguous()
-    if not torch.isfinite(logits.amax(-1)).all():
-        raise ValueError("logits: hold NaN, +inf or nothing but -inf; the model or its weights are broken")
-    if sampling.temperature == 0:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    logits = filter_logits(logits, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
-    return logits.softmax(-1)
 
 
 def accept(
@@ -132,7 +120,7 @@ def accept(
     """
     check_relax(relax)
     drafted_bw, last = draft_bw != MASK, draft_bw.shape[1] - 1
-    p_bwk, q_bwk = _whole(p_bwk), torch.where(drafted_bw[..., None], _whole(q_bwk, drafted_bw), 0)
+    p_bwk, q_bwk = whole_weights(p_bwk), torch.where(drafted_bw[..., None], whole_weights(q_bwk, drafted_bw), 0)
     codes_bw1 = draft_bw.clamp(min=0)[..., None]
     # u q (1 - relax) < p in whole numbers; a code that the draft model excludes but the AR model allows is accepted.
     threshold_bw = fraction_of(q_bwk.gather(-1, codes_bw1)[..., 0], uniforms_bw * (1 - relax))
@@ -140,7 +128,7 @@ def accept(
     kept_bw = passed_bw.long().cumprod(1).bool()
     accepted_b = kept_bw.sum(1)
     rows, end_b = torch.arange(len(draft_bw), device=draft_bw.device), accepted_b.clamp(max=last)
-    drawn_b = _pick(_residual(p_bwk[rows, end_b], q_bwk[rows, end_b]), residual_uniforms_b)
+    drawn_b = pick(_residual(p_bwk[rows, end_b], q_bwk[rows, end_b]), residual_uniforms_b)
     tokens_bw = torch.where(kept_bw, draft_bw, MASK)
     tokens_bw[rows, end_b] = torch.where(accepted_b > last, tokens_bw[rows, end_b], drawn_b)
     return accepted_b, tokens_bw
@@ -156,11 +144,11 @@ def next_window(window_b: Tensor, drafted_b: Tensor, accepted_b: Tensor, limit: 
 @torch.inference_mode()
 def exact_generate(
     ar: ARModel,
-    masked: MaskedModel,
+    masked: MaskedModel | None,
     ar_condition: Condition,
     ar_null: Condition,
-    masked_condition: Condition,
-    masked_null: Condition,
+    masked_condition: Condition | None,
+    masked_null: Condition | None,
     *,
     generators: Sequence[torch.Generator],
     prefix: Sampling,
@@ -177,7 +165,7 @@ def exact_generate(
     needs at most n AR passes (and fewer masked ones, up to n - 2 where every draft is rejected).
 
     Args:
-        ar, masked: the models, of one tokenizer.
+        ar, masked: the models, of one tokenizer; None where ``verify`` drafts without a masked model.
         ar_condition, ar_null: what the AR model is asked for, b images, and what its guidance moves away from.
         masked_condition, masked_null: the same for the masked model.
         generators: one CPU generator for each image.
@@ -198,26 +186,37 @@ def exact_generate(
     if alignment is not None and alignment.kind != "identity":
         raise ValueError(f"exact verification needs one tokenizer for both models, not {alignment.kind!r} alignment")
     grid, batch, places = ar_condition.grid, len(ar_condition), ar_condition.grid.places
-    for what, expected, actual in (
-        ("masked model's codes", ar.codebook_size, masked.codebook_size),
-        ("masked model's grid", grid, masked_condition.grid),
-        ("masked model's images", batch, len(masked_condition)),
-        ("generators", batch, len(generators)),
-    ):
+    pairs: list[tuple[str, object, object]] = [("generators", batch, len(generators))]
+    if verify.draft == "jacobi":
+        masked = masked_condition = masked_null = None
+    elif masked is None or masked_condition is None or masked_null is None:
+        raise ValueError("there is no masked model to draft; use draft jacobi")
+    else:
+        pairs += [
+            ("masked model's codes", ar.codebook_size, masked.codebook_size),
+            ("masked model's grid", grid, masked_condition.grid),
+            ("masked model's images", batch, len(masked_condition)),
+        ]
+    for what, expected, actual in pairs:
         if expected != actual:
             raise ValueError(f"{what}: expected {expected}, as the AR model has, got {actual}")
-    scales_n, draft_scales_n = place_scales(prefix, places), place_scales(draft, places)
+    scales_n = place_scales(prefix, places)
     asked = ar_condition.cat(ar_null) if bool((scales_n != 1).any()) else ar_condition
-    draft_asked = masked_condition.cat(masked_null) if bool((draft_scales_n != 1).any()) else masked_condition
     with phase("verify"):
         logits_bk, state = ar.prefill(asked, places)
     device = logits_bk.device
-    scales_n, draft_scales_n = scales_n.to(device), draft_scales_n.to(device)
+    scales_n = scales_n.to(device)
 
     tokens_bn = torch.full((batch, places), MASK, dtype=torch.long, device=device)
     origin_bn, tested_bn = torch.full_like(tokens_bn, FROM_AR), torch.zeros_like(tokens_bn)
-    first_b1k = distribution(guide_places(logits_bk[:, None], scales_n[:1].expand(batch, 1)), prefix)
-    tokens_bn[:, 0] = _pick(_whole(first_b1k[:, 0]), uniforms(generators, (1,))[:, 0].to(device))
+    kept_bn = torch.zeros_like(tokens_bn, dtype=torch.bool)
+    first_bk = distribution(guide_places(logits_bk[:, None], scales_n[:1].expand(batch, 1)), prefix)[:, 0]
+    tokens_bn[:, 0] = pick(whole_weights(first_bk), uniforms(generators, (1,))[:, 0].to(device))
+    drafter: Drafter = (
+        JacobiDrafter(places, first_bk)
+        if masked is None or masked_condition is None or masked_null is None  # as ``verify`` says, checked above
+        else MaskedDrafter(masked, masked_condition, masked_null, draft)
+    )
     done_b = torch.ones(batch, dtype=torch.long, device=device)
     window_b, passes = torch.full_like(done_b, window), {"ar": 1, "masked": 0}
     drafted_rb, accepted_rb = [], []
@@ -237,24 +236,25 @@ def exact_generate(
         draft_bw = torch.full_like(places_bw, MASK)
         q_bwk = torch.zeros((*places_bw.shape, ar.codebook_size), device=device)
         if width:
-            known_bn, at_bw = (x.repeat(len(draft_asked) // batch, 1) for x in (tokens_bn, places_bw[:, :-1]))
             with phase("draft"):
-                logits_bwk = masked.logits(known_bn, draft_asked, at_bw)
-                q_bwk[:, :-1] = distribution(guide_places(logits_bwk, draft_scales_n[places_bw[:, :-1]]), draft)
-                draft_bw[:, :-1] = _pick(_whole(q_bwk[:, :-1]), noise_b3w[:, 0, :-1])
+                q_bwk[:, :-1] = drafter.propose(tokens_bn, places_bw[:, :-1])
+                draft_bw[:, :-1] = pick(whole_weights(q_bwk[:, :-1]), noise_b3w[:, 0, :-1])
             draft_bw = torch.where(own_bw, draft_bw, MASK)
-            passes["masked"] += 1
+            passes["masked"] += drafter.passes
         with phase("verify"):
             p_bwk = _judge(ar, state, tokens_bn, draft_bw, places_bw, scales_n, prefix)
             accepted_b, found_bw = accept(
                 p_bwk, q_bwk, draft_bw, noise_b3w[:, 1], noise_b3w[:, 2, 0], relax=verify.relax
             )
         passes["ar"] += 1
+        drafter.learn(places_bw, p_bwk, (offset_w <= drafted_b[:, None]) & running_b[:, None])
 
         written_bw = (offset_w <= accepted_b[:, None]) & running_b[:, None]
         at = written_bw.nonzero()[:, 0], places_bw[written_bw]
         tokens_bn[at] = found_bw[written_bw]
-        origin_bn[at] = torch.where(offset_w < accepted_b[:, None], passes["masked"], FROM_AR)[written_bw]
+        kept_bw = offset_w < accepted_b[:, None]
+        kept_bn[at] = kept_bw[written_bw]
+        origin_bn[at] = torch.where(kept_bw, passes["masked"] if drafter.passes else FROM_AR, FROM_AR)[written_bw]
         tested_bn[at] += own_bw[written_bw].long()
         done_b = torch.where(running_b, done_b + accepted_b + 1, done_b)
         state.truncate((done_b - 1).repeat(len(asked) // batch))
@@ -264,7 +264,7 @@ def exact_generate(
         accepted_rb.append(accepted_b)
     none_rb = tokens_bn.new_zeros((0, batch))
     drafted_br, accepted_br = (torch.stack(x).T if x else none_rb.T for x in (drafted_rb, accepted_rb))
-    return ExactResult(tokens_bn, origin_bn, passes, tested_bn, drafted_br, accepted_br)
+    return ExactResult(tokens_bn, origin_bn, kept_bn, passes, tested_bn, drafted_br, accepted_br)
 
 
 def _judge(
@@ -303,28 +303,6 @@ def _fresh(generators: Sequence[torch.Generator], running_b: Tensor, window: int
     return noise
 
 
-def _whole(p: Tensor, where: Tensor | None = None) -> Tensor:
-    """Probabilities (..., k) as int64 in units of 2^-52 that sum to 1 exactly; the likeliest code takes the rounding.
-
-    Equal sums are what makes the rule work: whenever q(x) exceeds p(x), p exceeds q somewhere.
-
-    Raises:
-        ValueError: a sum that is not 1, at any place or at those ``where`` says.
-    """
-    weights = (p * ONE).long()
-    missing = ONE - weights.sum(-1, keepdim=True)
-    wrong = missing[..., 0].abs() > ONE // 1000
-    if bool((wrong if where is None else wrong & where).any()) or bool((weights < 0).any()):
-        raise ValueError("probabilities: must be from 0 and sum to 1")
-    return weights.scatter_add(-1, weights.argmax(-1, keepdim=True), missing)
-
-
 def _residual(p_bk: Tensor, q_bk: Tensor) -> Tensor:
     """Weights of the token drawn after a rejection."""
     return (p_bk - q_bk).clamp(min=0)
-
-
-def _pick(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Codes (...) by inverse CDF from whole weights (..., k), as ``hybrid.sampling.draw`` does it."""
-    reached = weights.cumsum(-1)
-    return torch.searchsorted(reached, fraction_of(reached[..., -1], uniforms)[..., None], right=True)[..., 0]

@@ -280,7 +280,7 @@ def test_pictures_without_settings_cannot_be_repeated(run: Run, tmp_path: Path) 
         ("bag --repeats 2", "--repeats: counts the runs of --compare"),
         ("bag --compare --method ar", "--compare draws by every method; leave --method out"),
         ("bag --methods exact", "--methods: names what --compare draws by; add it, or use --method"),
-        ("bag --compare --methods ar,eksact", "--methods: 'eksact' is none of ar, exact, relaxed, refined"),
+        ("bag --compare --methods ar,eksact", "--methods: 'eksact' is none of ar, jacobi, exact, relaxed, refined"),
         ("bag --method exact --relax 0.2", "relax: belongs to method relaxed, not exact"),
         ("bag --compare -n 17", "--compare draws all 17 pictures at once; give fewer, or --batch 17"),
     ],

@@ -243,7 +243,7 @@ def test_pairing_of_two_tokenizers_is_refused(folder: Path, tmp_path: Path) -> N
         ),
         ({"method": "exact", "ar_fraction": 0.5}, "method exact fixes the AR fraction at 1; drop one of the two"),
         ({"method": "exact", "relax": 0.2}, "relax: belongs to method relaxed, not exact"),
-        ({"window": 4}, "window: belongs to method exact or relaxed, not hybrid"),
+        ({"window": 4}, "window: belongs to method exact or relaxed or jacobi, not hybrid"),
         ({"method": "relaxed", "relax": 1.0}, "relax 1: must be at least 0 (exact) and below 1"),
         ({"method": "exact", "window": 0}, "window 0: must be at least 1 place"),
         ({"method": "masked", "rounds": 2}, "rounds: belongs to method refined, not masked"),
@@ -262,7 +262,8 @@ def test_exact_with_argmax_is_greedy_ar(pipe: HybridPipeline, height: int | None
     assert tokens(pipe, method="exact", window=5, **how) == tokens(pipe, method="ar", **how)
     relaxed = pipe("bag", method="relaxed", relax=0.5, seed=0, output_type="tokens", **how)
     assert relaxed.tokens.tolist() == tokens(pipe, method="ar", **how)  # one-hot probabilities cannot be loosened
-    assert relaxed.settings["verify"] == {"window": 16, "relax": 0.5, "adapt": True}
+    assert relaxed.settings["verify"] == {"window": 16, "relax": 0.5, "adapt": True, "draft": "masked"}
+    assert tokens(pipe, method="jacobi", window=5, **how) == tokens(pipe, method="ar", **how)
     passes = relaxed.phases.passes
     assert passes["verify"] > 0 and passes["draft"] > 0 and passes["prefix"] == passes["fill"] == 0
 
@@ -272,6 +273,7 @@ def test_exact_with_argmax_is_greedy_ar(pipe: HybridPipeline, height: int | None
     [
         {"method": "exact", "window": 4},
         {"method": "relaxed", "relax": 0.4},
+        {"method": "jacobi", "window": 3},
         {"method": "refined", "rounds": 2, "redraw": 0.5, "ar_fraction": 0.5},
     ],
 )

@@ -34,10 +34,11 @@ from torch import Tensor
 from hybrid import verify
 from hybrid.adapters import load
 from hybrid.align import Alignment
+from hybrid.drafts import JacobiDrafter, distribution
 from hybrid.phases import Cancelled, Sampling, Step, ar_prefix
 from hybrid.sampling import Guidance
 from hybrid.types import FROM_AR, MASK, Grid
-from hybrid.verify import ExactResult, Verify, accept, distribution, exact_generate, next_window
+from hybrid.verify import ExactResult, Verify, accept, exact_generate, next_window
 
 GOLDEN = Path(__file__).parent / "golden"
 ALARM = 1e-6
@@ -150,11 +151,11 @@ def pooled(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
     return torch.rand((len(generators), *shape), generator=generators[0])
 
 
-def tiny(prefix: Sampling, draft: Sampling, seed: int = 0, **options: Any) -> ExactResult:
+def tiny(prefix: Sampling, draft: Sampling, seed: int = 0, by: Any = "masked", **options: Any) -> ExactResult:
     ar, masked = BatchAR(), BatchMasked()
     asked = ar.condition([0] * IMAGES)
     generators = [torch.Generator().manual_seed(seed)] * IMAGES
-    how = Verify(**options)
+    how = Verify(**options, draft=by)
     nulls = asked.null()
     with patch.object(verify, "uniforms", pooled):
         return exact_generate(
@@ -173,13 +174,14 @@ SETTINGS: dict[str, tuple[Sampling, Sampling]] = {
 }
 
 
+@pytest.mark.parametrize("by", ["masked", "jacobi"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_joint_distribution_is_the_ar_models(name: str, seed: int) -> None:
-    prefix, draft = SETTINGS[name]
+def test_the_joint_distribution_is_the_ar_models(name: str, seed: int, by: Any) -> None:
+    prefix, masked = SETTINGS[name]
     p = exact_probabilities(prefix)
     assert float(p.sum()) == pytest.approx(1)
-    counts = counted(tiny(prefix, draft, seed, window=(4, 2, 16)[seed]).tokens_bn)
+    counts = counted(tiny(prefix, masked, seed, window=(4, 2, 16)[seed], by=by).tokens_bn)
     assert fits(counts, p) > ALARM
     assert variation(counts, p) < variation_bound(p, IMAGES)
 
@@ -323,12 +325,13 @@ def generate(
     ar: Any, masked: Any, labels: Any, seeds: list[int], grid: Grid | None = None, **options: Any
 ) -> ExactResult:
     how = {name: options.pop(name) for name in ("window", "adapt", "relax") if name in options}
+    how |= {"draft": options.pop("by")} if "by" in options else {}
     settings: dict[str, Any] = {"prefix": Sampling(), "draft": Sampling(), "verify": Verify(**how)} | options
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    asked, masked_asked = ar.condition(labels, grid), masked.condition(labels, grid)
-    return exact_generate(
-        ar, masked, asked, asked.null(), masked_asked, masked_asked.null(), generators=generators, **settings
-    )
+    asked = ar.condition(labels, grid)
+    drafting = None if masked is None else masked.condition(labels, grid)
+    nulls = asked.null(), None if drafting is None else drafting.null()
+    return exact_generate(ar, masked, asked, nulls[0], drafting, nulls[1], generators=generators, **settings)
 
 
 GREEDY = Sampling(Guidance(2), temperature=0)
@@ -340,9 +343,9 @@ def test_argmax_is_greedy_ar(draft: Sampling, window: int) -> None:
     ar = table_ar()
     asked = ar.condition([1, 2, 3], WIDE)
     greedy, _ = ar_prefix(ar, asked, asked.null(), WIDE.places, torch.zeros(3, WIDE.places), GREEDY)
-    for relax in (0.0, 0.9):  # argmax is never loosened
+    for how in ({"relax": 0.0}, {"relax": 0.9}, {"by": "jacobi"}):  # argmax is never loosened
         result = generate(
-            ar, neighbour_masked(), [1, 2, 3], [0, 1, 2], WIDE, prefix=GREEDY, draft=draft, window=window, relax=relax
+            ar, neighbour_masked(), [1, 2, 3], [0, 1, 2], WIDE, prefix=GREEDY, draft=draft, window=window, **how
         )
         assert torch.equal(result.tokens_bn, greedy)
 
@@ -359,6 +362,25 @@ def golden_pair() -> tuple[Any, Any]:
     return load("llamagen", GOLDEN / "llamagen_c2i.safetensors"), masked.eval()
 
 
+def test_jacobi_settles_what_does_not_depend_on_the_draft_in_one_window_a_pass() -> None:
+    result = generate(always_ar(3), None, [0, 1], [0, 1], by="jacobi", window=4, adapt=False)
+    assert (result.tokens_bn == 3).all()
+    # The first place, then four drafts and one token more each time: 1 + 5 + 5 + 5 places.
+    assert result.passes == {"ar": 4, "masked": 0}
+    assert (result.origin_bn == FROM_AR).all() and result.accepted_bn[0].tolist() == [False, *[True] * 4] * 3 + [False]
+
+
+def test_jacobi_drafts_from_the_last_look_and_before_that_from_the_last_place_looked_at() -> None:
+    p = torch.arange(12.0).view(1, 4, 3)
+    drafter = JacobiDrafter(4, p[:, 0])
+    assert drafter.propose(torch.empty(0), torch.tensor([[1, 2, 3]]))[0].tolist() == [p[0, 0].tolist()] * 3
+    looked = torch.tensor([[True, True, False]])
+    drafter.learn(torch.tensor([[1, 2, 3]]), p[:, 1:], looked)
+    assert drafter.propose(torch.empty(0), torch.tensor([[2, 3]]))[0].tolist() == [p[0, 2].tolist()] * 2
+    drafter.learn(torch.tensor([[2, 3]]), p[:, :2], torch.tensor([[True, True]]))
+    assert drafter.propose(torch.empty(0), torch.tensor([[2, 3]]))[0].tolist() == p[0, :2].tolist()
+
+
 @pytest.mark.parametrize("scale", [1, 4])
 @pytest.mark.parametrize("window", [3, 16])
 def test_argmax_is_llamagens_greedy_decoding(scale: int, window: int) -> None:
@@ -368,6 +390,8 @@ def test_argmax_is_llamagens_greedy_decoding(scale: int, window: int) -> None:
     result = generate(ar, masked, values["labels"], [0, 1, 2], prefix=prefix, window=window)
     assert torch.equal(result.tokens_bn, values[f"greedy_cfg{scale}"])
     assert result.passes["ar"] <= 16
+    jacobi = generate(ar, None, values["labels"], [0, 1, 2], prefix=prefix, window=window, by="jacobi")
+    assert torch.equal(jacobi.tokens_bn, values[f"greedy_cfg{scale}"])
 
 
 class OracleMasked(FakeMasked):
@@ -582,6 +606,7 @@ def test_contradictions_are_refused_before_any_model_runs() -> None:
             generate(ar, masked, [0], list(seeds), **options)
         assert ar.batches == masked.batches == []
 
+    refused("draft 'guess': use masked or jacobi", by="guess")
     refused("window 0: must be at least 1 place", window=0)
     refused(r"relax 1: must be at least 0 \(exact\) and below 1", relax=1.0)
     refused("masked model's codes: expected 16, as the AR model has, got 8", masked=neighbour_masked(8))
