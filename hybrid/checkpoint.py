@@ -39,6 +39,20 @@ WRAPPER_PREFIX = re.compile(rf"(?:(?:{'|'.join(WRAPPERS)}|_orig_mod)\.)*")
 LFS_POINTER = b"version https://git-lfs"
 
 
+class Mismatch(ValueError):
+    """Weights that are not the module's, in one line; with every key that is wrong.
+
+    Attributes:
+        missing: keys of the module that the file lacks.
+        unexpected: keys of the file that the module lacks.
+        differing: keys of both, with expected and actual shape or kind.
+    """
+
+    def __init__(self, line: str, missing: list[str], unexpected: list[str], differing: list[str]) -> None:
+        super().__init__(line)
+        self.missing, self.unexpected, self.differing = missing, unexpected, differing
+
+
 def source_name(source: str | Path | Mapping[str, Any]) -> str:
     """What messages call a source of weights: the file's or folder's name, or "weights in memory"."""
     return "weights in memory" if isinstance(source, Mapping) else Path(source).name or str(source)
@@ -133,7 +147,8 @@ def fit(
         device: where they go.
 
     Raises:
-        ValueError: keys missing or unexpected, shapes or kinds that differ, a buffer left on the meta device.
+        Mismatch: keys missing or unexpected, shapes or kinds that differ.
+        ValueError: a buffer left on the meta device.
     """
     expected = module.state_dict()
     found = _renamed(state, rename, source)
@@ -147,7 +162,7 @@ def fit(
         differing[0] + (f" ({len(differing)} differ)" if len(differing) > 1 else "") if differing else "",
     ]
     if any(problems):
-        raise ValueError(f"{source}: {'; '.join(filter(None, problems))}")
+        raise Mismatch(f"{source}: {'; '.join(filter(None, problems))}", missing, unexpected, differing)
     dtype = torch.float32 if dtype is None else dtype
     ready = {
         k: found[k].to(device=device, dtype=dtype if expected[k].is_floating_point() else expected[k].dtype)
@@ -155,7 +170,7 @@ def fit(
     }
     module.load_state_dict(ready, strict=True, assign=True)
     unset = [k for k, buffer in module.named_buffers() if buffer.is_meta]
-    if unset:
+    if unset and torch.device(device).type != "meta":
         raise ValueError(f"{source}: buffers that no file holds were left on the meta device: {_some(unset)}")
     module.to(device)
 
@@ -171,10 +186,10 @@ def save_weights(
 
     Args:
         path: the file; with ``shard_bytes`` the folder, which gets ``model-00001-of-0000N.safetensors`` and, last,
-            ``model.safetensors.index.json`` as Hugging Face writes them.
+            ``model.safetensors.index.json`` as Hugging Face writes them; shards of an earlier save go afterwards.
         state: the tensors. Those that share memory are written out each.
         metadata: values are stored as JSON (strings too) and come back parsed from ``read_weights``.
-        shard_bytes: largest size of a shard; a bigger tensor gets its own.
+        shard_bytes: largest size of a shard's tensors, its header not counted; a bigger tensor gets its own.
     """
     path = Path(path)
     header = {"format": "pt"} | {key: json.dumps(value) for key, value in (metadata or {}).items()}
@@ -202,6 +217,9 @@ def save_weights(
     }
     with _replacing(path / "model.safetensors.index.json") as part:
         part.write_text(json.dumps(index, indent=2))
+    for file in path.glob("model-*.safetensors"):
+        if SHARD.fullmatch(file.name) and file.name not in names:
+            file.unlink()
 
 
 def sha256(path: str | Path) -> str:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from hybrid.align import Lossy
-from hybrid.checkpoint import save_weights
 from hybrid.config import DefaultsConfig
+from hybrid.convert import count_parameters, save_component
 from hybrid.pairing import COMPONENTS, INDEX, find_pair, pair_name, plain_card, read_pair
 from hybrid.phases import Fill, Step
 from hybrid.pictures import to_pil
@@ -166,25 +166,16 @@ class HybridPipeline:
         folder.mkdir(parents=True, exist_ok=True)
         index: dict[str, Any] = {"_class_name": "HybridPipeline"}
         for component, module in parts.items():
-            kind, config = self.kinds[component], getattr(module, "config", {})
-            spec: dict[str, Any] = {"kind": kind, "config": config}
+            kind = self.kinds[component]
             if component == "text":
-                spec |= self.text_source
+                index[component] = {"kind": kind, **self.text_source}
             else:
-                spec["weights"] = f"{component}/model.safetensors"
-                (folder / component).mkdir(parents=True, exist_ok=True)
-                (folder / component / "config.json").write_text(
-                    json.dumps(spec | {"weights": "model.safetensors"}, indent=1), encoding="utf-8"
-                )
-                state = {key: _cast(value, dtype) for key, value in module.state_dict().items()}
-                save_weights(folder / spec["weights"], state, metadata={"kind": kind, "config": config})
-                if getattr(module, "text_tokenizer", None) is not None:
-                    module.text_tokenizer.save(str(folder / component / "tokenizer.json"))
-            index[component] = spec
+                spec = save_component(folder / component, kind, module, dtype=dtype)
+                index[component] = spec | {"weights": f"{component}/model.safetensors"}
         index["classes"], index["lossy"] = self.classes, self.lossy
         index["grid"] = None if self.grid is None else [self.grid.height, self.grid.width]
         index["defaults"] = self.defaults.model_dump()
-        counts = {part: (self.kinds[part], _parameters(module)) for part, module in parts.items()}
+        counts = {part: (self.kinds[part], count_parameters(module)) for part, module in parts.items()}
         (folder / "README.md").write_text(self.card or plain_card(self.name, counts), encoding="utf-8")
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
@@ -422,11 +413,3 @@ def _output(images_bchw: Tensor, output_type: str) -> list[Image.Image] | Any:
     if output_type == "np":
         return ((images_bchw.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).cpu().numpy()
     return [to_pil(image) for image in images_bchw]
-
-
-def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return value.to(dtype) if dtype is not None and value.is_floating_point() else value
-
-
-def _parameters(module: Any) -> int:
-    return sum(value.numel() for value in module.parameters())
