@@ -1,10 +1,9 @@
-"""Lumina-mGPT 1.0 (Liu et al., arXiv 2408.02657): Chameleon's language model, which writes an image row by row.
+"""Lumina-mGPT 1.0 (arXiv 2408.02657) and 2.0 (arXiv 2507.17801): a language model that writes an image row by row.
 
-A sequence is [prompt, image start, height, width, row, new line, row, new line, …]. This file knows those ids, counts
-them from the place, and keeps the static cache of several streams (conditional and not, prompts of any length) in one
-batch. The network is transformers' ``ChameleonModel`` (5.0 to 5.23), without its image encoder; the head is
-applied here, since transformers masks image logits away. An unconditional stream is an empty prompt: it starts at
-the image's start with positions from 0.
+A sequence is [prompt, image start, height, width, row, new line, row, new line, …]. This file counts those ids from the
+place, and keeps the static cache of several streams (conditional and not, prompts of any length) in one batch. Where a
+vocabulary keeps them is in ``lumina_prompt`` and ``lumina2``, the network in ``lumina_net``. An unconditional stream is
+an empty prompt: it starts at the image's start with positions from 0.
 """
 
 from __future__ import annotations
@@ -22,9 +21,11 @@ from torch.nn.utils.rnn import pad_sequence
 from hybrid.checkpoint import fit, read_weights, source_name, unwrap
 from hybrid.types import Grid, Prompts
 
+from . import lumina2
 from .llama import KVCache, Window
-from .lumina_config import LuminaConfig, find_config, plain_norms
-from .lumina_prompt import TOKEN_PIXELS, Ids, LuminaCondition, check_codes, lumina_condition, read_tokenizer, size_ids
+from .lumina_config import VERSIONS, LuminaConfig, find_config, plain_norms
+from .lumina_net import Chameleon
+from .lumina_prompt import LuminaCondition, check_codes, lumina_condition, read_tokenizer, size_ids
 
 
 @dataclass
@@ -52,51 +53,28 @@ class LuminaState:
         self.filled_b = torch.minimum(self.filled_b, places_b.to(self.filled_b))
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """A window of our cache under the names that transformers' attention calls."""
-
-    cache: KVCache
-    window: Window
-
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
-        return self.cache.write(layer, key, value, self.window)
-
-    def get_seq_length(self) -> int:
-        return self.window.end - self.window.indices_bw.shape[1]
-
-
 class Lumina(nn.Module):
     """The AR model. Implements ``hybrid.types.ARModel``.
 
-    Args:
-        backbone: transformers' ``ChameleonModel`` without ``vqmodel``.
-        codebook_size: number of image codes.
-        grid: the checkpoint's own grid, None where it is unknown.
-
     Attributes:
+        ids: where the vocabulary keeps what an image is made of; that of 2.0 is complete once its tokenizer is set.
+        grid: the checkpoint's own grid, None where it is unknown.
+        begin: name of the token that begins a prompt of 2.0, to be set before the tokenizer.
         text_tokenizer: tokenises prompts that are passed as strings; its vocabulary is checked when it is set.
     """
 
     config: dict[str, Any]
 
-    def __init__(self, backbone: nn.Module, *, codebook_size: int, grid: Grid | None) -> None:
+    def __init__(self, config: LuminaConfig) -> None:
         super().__init__()
-        self.model: Any = backbone
-        fields: Any = backbone.config
-        self.lm_head = nn.Linear(fields.hidden_size, fields.vocab_size, bias=False)
-        self.codebook_size, self.grid, self.ids = codebook_size, grid, Ids()
-        self.vocabulary_size: int = fields.vocab_size
+        self.model = Chameleon(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.version, self.vocabulary_size, self.codebook_size = config.version, config.vocab_size, config.codebook_size
+        self.ids = VERSIONS[config.version][0]
+        side = None if config.resolution is None else config.resolution // self.ids.token_pixels
+        self.grid = None if side is None else Grid(side, side)
+        self.begin: str | None = None
         self._text_tokenizer: Any = None
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Lumina:
-        """Moves and casts what ``nn.Module`` would, but the rotary table stays float32 whatever the weights become."""
-        rotary = self.model.rotary_emb
-        tables = dict(rotary.named_buffers())
-        super()._apply(fn, recurse)
-        for name, table in tables.items():
-            setattr(rotary, name, table.to(getattr(rotary, name).device))
-        return self
 
     @property
     def device(self) -> torch.device:
@@ -110,7 +88,9 @@ class Lumina(nn.Module):
 
     @text_tokenizer.setter
     def text_tokenizer(self, tokenizer: Any) -> None:
-        if tokenizer is not None:
+        if tokenizer is not None and self.version == 2:
+            self.ids = lumina2.read_ids(tokenizer.get_vocab(), self.begin)
+        elif tokenizer is not None:
             check_codes(tokenizer.get_vocab(), self.ids.code, self.codebook_size)
         self._text_tokenizer = tokenizer
 
@@ -139,10 +119,7 @@ class Lumina(nn.Module):
         batch, offset = ids_bs.shape
         # One index more than the tokens and new lines: rows that cross fewer line ends than others feed one in vain.
         length = offset + capacity + capacity // grid.width + 1
-        shape = self.model.config
-        layers, heads = shape.num_hidden_layers, shape.num_key_value_heads
-        head_dim, dtype = shape.hidden_size // shape.num_attention_heads, self.lm_head.weight.dtype
-        cache = KVCache(layers, batch, heads, length, head_dim, dtype=dtype, device=self.device)
+        cache = self.model.cache(batch, length)
         filled = torch.zeros(batch, dtype=torch.long, device=self.device)
         state = LuminaState(cache, capacity, grid.width, offset, padding_b, filled)
         indices = torch.arange(offset, device=self.device).expand(batch, offset)
@@ -217,14 +194,7 @@ class Lumina(nn.Module):
         keys, queries = torch.arange(window.end, device=ids_bq.device), window.indices_bw[..., None]
         # Padding sees itself, as a row of attention without any key is not a number.
         mask = (keys >= padding_b[:, None, None]) & (keys <= queries) | (keys == queries)
-        output = self.model(
-            input_ids=ids_bq,
-            attention_mask=mask[:, None],
-            position_ids=window.indices_bw - padding_b[:, None],
-            past_key_values=None if cache is None else _Slot(cache, window),
-            use_cache=cache is not None,
-        )
-        return output.last_hidden_state
+        return self.model(ids_bq, window.indices_bw - padding_b[:, None], mask[:, None], cache, window)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         codes = slice(self.ids.code, self.ids.code + self.codebook_size)
@@ -250,24 +220,8 @@ def pick(hidden_bqd: Tensor, places_b: Tensor, count: int, width: int) -> Tensor
 
 def build(config: LuminaConfig) -> Lumina:
     """The model of a configuration, with uninitialised weights on the meta device."""
-    from transformers.models.chameleon.configuration_chameleon import ChameleonConfig
-    from transformers.models.chameleon.modeling_chameleon import ChameleonModel
-
-    side = None if config.resolution is None else config.resolution // TOKEN_PIXELS
-    fields = ChameleonConfig(
-        **config.model_dump(exclude={"codebook_size", "resolution", "rope_theta"}),
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        vocabulary_map={"<image>": 8711},
-        attn_implementation="sdpa",
-    )
     with torch.device("meta"):
-        backbone = ChameleonModel(fields)
-        if not hasattr(backbone, "rotary_emb"):
-            raise ValueError("lumina needs transformers 5.0 or later")
-        del backbone.vqmodel
-        model = Lumina(backbone, codebook_size=config.codebook_size, grid=None if side is None else Grid(side, side))
-    backbone.rotary_emb = type(backbone.rotary_emb)(fields)  # its table is in no file, so it needs a real device
-    return model
+        return Lumina(config)
 
 
 def load(
@@ -278,7 +232,7 @@ def load(
     dtype: torch.dtype | None = None,
 ) -> Lumina:
     """See ``hybrid.adapters.load``. ``config.json`` beside the weights counts where no configuration is given, and a
-    ``tokenizer.json`` beside them becomes ``text_tokenizer``.
+    ``tokenizer.json`` beside them becomes ``text_tokenizer``; 2.0 needs the latter.
 
     Raises:
         ValueError: no weights, weights that do not fit, a vocabulary whose image codes stand elsewhere.
@@ -297,6 +251,7 @@ def load(
     fit(model, state, source=source, rename=language_key, ignore=("inv_freq",), dtype=dtype, device=device)
     model.config = fields.model_dump()
     if folder is not None and (folder / "tokenizer.json").is_file():
+        model.begin = lumina2.begin_name(folder) if model.version == 2 else None
         model.text_tokenizer = read_tokenizer(folder / "tokenizer.json")
     return model.eval()
 

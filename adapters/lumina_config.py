@@ -7,27 +7,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from hybrid.config import parse
 
+from . import lumina2
 from .lumina_prompt import SIZE_PIXELS, Ids
+
+VERSIONS: dict[int, tuple[Ids, int]] = {1: (Ids(), 8192), 2: (lumina2.IDS, lumina2.CODES)}
+"""Of Lumina-mGPT 1.0 and 2.0, the ids and the number of image codes."""
 
 
 class LuminaConfig(BaseModel):
-    """Fields of transformers' ``ChameleonConfig`` that shape the network; ``codebook_size`` and ``resolution`` (pixels
-    of the checkpoint's own square picture) are ours."""
+    """Fields of transformers' ``ChameleonConfig`` that describe the network. Ours are ``version`` (of Lumina-mGPT),
+    ``codebook_size`` and ``resolution`` (pixels of the checkpoint's own square picture)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    vocab_size: int = Field(default=65536, gt=Ids.size)
+    version: Literal[1, 2] = 1
+    vocab_size: int = 65536
     hidden_size: int = 4096
     intermediate_size: int = 11008
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
     num_key_value_heads: int = 32
-    hidden_act: str = "silu"
+    hidden_act: Literal["silu"] = "silu"
     max_position_embeddings: int = 4096
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
@@ -35,8 +40,18 @@ class LuminaConfig(BaseModel):
     mlp_bias: bool = False
     swin_norm: bool = False
     tie_word_embeddings: Literal[False] = False
-    codebook_size: int = Field(default=8192, gt=0, le=8192)
+    codebook_size: int = Field(default=8192, gt=0)
     resolution: int | None = Field(default=None, gt=0, multiple_of=SIZE_PIXELS)
+
+    @field_validator("vocab_size", "codebook_size")
+    @classmethod
+    def _holds_an_image(cls, value: int, info: ValidationInfo) -> int:
+        ids, codes = VERSIONS[info.data.get("version", 1)]
+        if info.field_name == "codebook_size" and value > codes:
+            raise ValueError(f"at most {codes}")
+        if info.field_name == "vocab_size" and value <= max(ids.new_line, ids.code):
+            raise ValueError(f"must be above {max(ids.new_line, ids.code)}, where an image's ids stand")
+        return value
 
 
 _34B = {
@@ -53,17 +68,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "7B": {},
     "34B": _34B,
 }
-
-ELSEWHERE = {
-    "dropout",
-    "mask_image_logits",
-    "z_loss_weight",
-    "torch_dtype",
-    "auto_map",
-    "_name_or_path",
-    "vocabulary_map",
-}
-"""Fields of Lumina's own configuration files, beside transformers', that change nothing here."""
 
 
 def find_config(
@@ -97,36 +101,46 @@ def find_config(
 
 
 def own_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A whole ``config.json`` of transformers without what does not shape the network.
+    """Fields of ``LuminaConfig`` from some of them or from a whole ``config.json`` of transformers, of which what does
+    not describe the network is left out. The version is told by the vocabulary where it is not said.
 
     Raises:
-        ValueError: a rotary embedding other than the plain one.
+        ValueError: another model's file, or a rotary embedding other than the plain one.
     """
-    from transformers.models.chameleon.configuration_chameleon import ChameleonConfig
-
-    known = ChameleonConfig().to_dict().keys() | ELSEWHERE
-    fields = {key: value for key, value in config.items() if key in LuminaConfig.model_fields or key not in known}
-    rope = dict(fields.pop("rope_parameters", None) or config.get("rope_parameters") or {})
-    rope |= fields.pop("rope_scaling", None) or {}
+    fields = dict(config)
+    rope = (fields.pop("rope_parameters", None) or {}) | (fields.pop("rope_scaling", None) or {})
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise ValueError(f"{where}: rope_scaling expected none, got {kind!r}")
     if "rope_theta" in rope:
         fields["rope_theta"] = rope["rope_theta"]
+    if "model_type" in fields:
+        if fields["model_type"] != "chameleon":
+            raise ValueError(f"{where}: model_type expected 'chameleon', got {fields['model_type']!r}")
+        fields = {key: value for key, value in fields.items() if key in LuminaConfig.model_fields}
     if fields.get("num_key_value_heads", 0) is None:
         fields["num_key_value_heads"] = fields.get("num_attention_heads", 32)
+    vocabulary = fields.get("vocab_size")
+    second = isinstance(vocabulary, int) and vocabulary > VERSIONS[2][0].code
+    version = fields.setdefault("version", 2 if second else 1)
+    if version in VERSIONS:
+        fields.setdefault("codebook_size", VERSIONS[version][1])
     return fields
 
 
 def infer(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
-    """Configuration fields of a known size, told by its shapes. They do not tell where the norms stand (``swin_norm``),
-    so no other size can be told.
+    """Configuration fields of a known size of 1.0, told by its shapes. They do not tell where the norms stand
+    (``swin_norm``) or how positions turn, so no other size can be told.
 
     Raises:
-        ValueError: another size, or weights that no size has.
+        ValueError: another size, weights that no size has, or those of 2.0.
     """
     vocabulary, hidden = state["model.embed_tokens.weight"].shape
     layers = sum(key.endswith(".input_layernorm.weight") for key in state)
+    if vocabulary > VERSIONS[2][0].code:
+        raise ValueError(
+            f"{source}: Lumina-mGPT 2.0 needs its config.json beside the weights; or pass its whole config"
+        )
     for name in ("7B", "34B"):
         fields = LuminaConfig(**CONFIGS[name])
         if (fields.hidden_size, fields.num_hidden_layers) == (hidden, layers):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,29 @@ from torch import Tensor
 
 from hybrid.types import Grid, Prompts
 
-TOKEN_PIXELS = 16
-"""Side of a token in pixels (Chameleon's VQGAN)."""
-
 SIZE_PIXELS = 32
 """What size tokens count."""
 
 
 @dataclass(frozen=True)
 class Ids:
-    """Where the vocabulary keeps what an image is made of. Sizes stand at ``size`` plus their number."""
+    """Where a vocabulary keeps what an image and a prompt are made of; the defaults are Lumina-mGPT 1.0's.
+
+    Attributes:
+        code: id of image code 0; the others follow.
+        image_start, new_line: before an image, and after each row of it.
+        sizes: number of ``SIZE_PIXELS`` on a side -> its token's id; empty where only a tokenizer file would tell.
+        begin, end_of_turn: around a prompt; None where only a tokenizer file would tell.
+        token_pixels: side of a code in pixels.
+    """
 
     code: int = 4
     image_start: int = 8197
     new_line: int = 8803
-    size: int = 8804
-    begin: int = 0
-    end_of_turn: int = 8710
+    sizes: Mapping[int, int] = field(default_factory=lambda: {number: 8804 + number for number in range(1, 1000)})
+    begin: int | None = 0
+    end_of_turn: int | None = 8710
+    token_pixels: int = 16
 
 
 PROMPT = "Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
@@ -72,12 +78,8 @@ def lumina_condition(
         device: where the ids go.
 
     Raises:
-        ValueError: prompts of another kind, captions without a tokenizer, ids outside the vocabulary, a grid that size
-            tokens cannot name.
+        ValueError: as ``size_ids`` and ``caption_ids``; prompts of another kind, ids outside the vocabulary.
     """
-    side = SIZE_PIXELS // TOKEN_PIXELS
-    if grid.height % side or grid.width % side:
-        raise ValueError(f"grid {grid}: both sides must be multiples of {side} tokens ({SIZE_PIXELS} pixels)")
     if max(size_ids(grid, ids)) >= vocabulary_size:
         raise ValueError(f"grid {grid}: the vocabulary of {vocabulary_size} ids has no size tokens for it")
     if isinstance(prompts, str):
@@ -100,19 +102,34 @@ def caption_ids(caption: str, grid: Grid, tokenizer: Any, ids: Ids) -> Tensor:
     """A caption in the words that Lumina-mGPT was trained with, between begin and end of turn.
 
     Raises:
-        ValueError: no tokenizer.
+        ValueError: no tokenizer, or one that does not tell what begins a prompt.
     """
     if tokenizer is None:
         raise ValueError("captions need the vocabulary: set text_tokenizer (tokenizer.json), or pass token ids")
-    width, height = grid.width * TOKEN_PIXELS, grid.height * TOKEN_PIXELS
+    if ids.begin is None or ids.end_of_turn is None:
+        raise ValueError(
+            "captions need the token that begins a prompt: put tokenizer_config.json beside tokenizer.json"
+        )
+    width, height = grid.width * ids.token_pixels, grid.height * ids.token_pixels
     text = PROMPT.format(width=width, height=height, prompt=caption)
     return torch.tensor([ids.begin, *tokenizer.encode(text, add_special_tokens=False).ids, ids.end_of_turn])
 
 
 def size_ids(grid: Grid, ids: Ids) -> tuple[int, int]:
-    """Ids of a grid's height and width."""
-    height, width = (side * TOKEN_PIXELS // SIZE_PIXELS for side in (grid.height, grid.width))
-    return ids.size + height, ids.size + width
+    """Ids of a grid's height and width.
+
+    Raises:
+        ValueError: sides that no size token names, or the vocabulary's size tokens are not known.
+    """
+    if not ids.sizes:
+        raise ValueError("the size tokens are not known: put tokenizer.json beside the weights, or set text_tokenizer")
+    tokens = SIZE_PIXELS // ids.token_pixels
+    if grid.height % tokens or grid.width % tokens:
+        raise ValueError(f"grid {grid}: both sides must be multiples of {tokens} tokens ({SIZE_PIXELS} pixels)")
+    height, width = ids.sizes.get(grid.height // tokens), ids.sizes.get(grid.width // tokens)
+    if height is None or width is None:
+        raise ValueError(f"grid {grid}: size tokens end at {max(ids.sizes) * tokens} tokens a side")
+    return height, width
 
 
 def read_tokenizer(path: Path) -> Any:

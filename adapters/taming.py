@@ -97,7 +97,21 @@ class VQTokenizer(nn.Module):
     @property
     def codebook_kd(self) -> Tensor:
         """The codes as the decoder receives them (at unit length where the model normalises), in float32."""
+        return self.codes_kd().detach()
+
+    def codes_kd(self) -> Tensor:
+        """``codebook_kd`` with gradients, for training."""
         return self.quantize.vectors_kd()
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes."""
+        return self.quantize.embedding.num_embeddings
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weights that give the decoder's pixels."""
+        return self.decoder.conv_out.weight
 
     @torch.no_grad()
     def encode(self, images_bchw: Tensor) -> Tensor:
@@ -106,13 +120,34 @@ class VQTokenizer(nn.Module):
         Raises:
             ValueError: not RGB, or sides that are not multiples of ``factor``.
         """
+        return self.quantize.nearest(self._encoded(images_bchw).flatten(2).transpose(1, 2))
+
+    def latent(self, images_bchw: Tensor) -> Tensor:
+        """What the quantiser compares with the codes (b, d, h, w), in float32, with gradients; for training.
+
+        Raises:
+            ValueError: as ``encode``.
+        """
+        return self.quantize.comparable(self._encoded(images_bchw), dim=1)
+
+    def quantise(self, latent_bdhw: Tensor) -> Tensor:
+        """The nearest codes in place of a latent, with gradients for the codebook only."""
+        ids_bn = self.quantize.nearest(latent_bdhw.flatten(2).transpose(1, 2))
+        codes_bnd = self.quantize.comparable(self.quantize.embedding(ids_bn), dim=-1)
+        return codes_bnd.transpose(1, 2).unflatten(2, latent_bdhw.shape[2:])
+
+    def render(self, codes_bdhw: Tensor) -> Tensor:
+        """Code vectors (b, d, h, w) to RGB images."""
+        context = (codes_bdhw,) if self.spatial_norm else ()
+        return self.decoder(self.post_quant_conv(codes_bdhw), *context)
+
+    def _encoded(self, images_bchw: Tensor) -> Tensor:
         _, channels, height, width = images_bchw.shape
         if channels != 3:
             raise ValueError(f"images have {channels} channels, expected 3 (RGB)")
         if height % self.factor or width % self.factor or not height * width:
             raise ValueError(f"images are {height}x{width}: height and width must be multiples of {self.factor}")
-        latent_bdhw = self.quant_conv(self.encoder(images_bchw.to(self.quant_conv.weight)))
-        return self.quantize.nearest(latent_bdhw.flatten(2).transpose(1, 2))
+        return self.quant_conv(self.encoder(images_bchw.to(self.quant_conv.weight)))
 
     @torch.no_grad()
     def decode(self, tokens_bn: Tensor, grid: Grid) -> Tensor:
@@ -129,9 +164,7 @@ class VQTokenizer(nn.Module):
         if len(outside):
             raise ValueError(f"token {int(outside[0])} is not in the codebook of {size} codes (0..{size - 1})")
         codes_bnd = codebook_kd[tokens_bn.to(codebook_kd.device)].to(self.post_quant_conv.weight.dtype)
-        codes_bdhw = codes_bnd.transpose(1, 2).unflatten(2, (grid.height, grid.width)).contiguous()
-        context = (codes_bdhw,) if self.spatial_norm else ()
-        return self.decoder(self.post_quant_conv(codes_bdhw), *context)
+        return self.render(codes_bnd.transpose(1, 2).unflatten(2, (grid.height, grid.width)).contiguous())
 
 
 class Codebook(nn.Module):
@@ -142,17 +175,20 @@ class Codebook(nn.Module):
         self.embedding = nn.Embedding(size, width)
         self.l2_norm = l2_norm
 
+    def comparable(self, vectors: Tensor, *, dim: int) -> Tensor:
+        """Latents or codes as they are compared: in float32 and, with ``l2_norm``, at unit length along ``dim``."""
+        return F.normalize(vectors.float(), dim=dim) if self.l2_norm else vectors.float()
+
     def vectors_kd(self) -> Tensor:
         """The effective codes."""
-        vectors_kd = self.embedding.weight.detach().float()
-        return F.normalize(vectors_kd, dim=-1) if self.l2_norm else vectors_kd
+        return self.comparable(self.embedding.weight, dim=-1)
 
+    @torch.no_grad()
     def nearest(self, latent_bnd: Tensor) -> Tensor:
         """Ids tokens_bn of the codes at the least Euclidean distance."""
         vectors_kd = self.vectors_kd()
         half_norm_k = vectors_kd.square().sum(-1) / 2
-        latent = latent_bnd.float().flatten(0, 1)
-        latent = F.normalize(latent, dim=-1) if self.l2_norm else latent
+        latent = self.comparable(latent_bnd.flatten(0, 1), dim=-1)
         # |z - e|^2 = |z|^2 - 2 (z.e - |e|^2 / 2), and |z| is the same for every code.
         ids = [(part @ vectors_kd.T - half_norm_k).argmax(-1) for part in latent.split(SEARCH_PLACES)]
         return torch.cat(ids).view(latent_bnd.shape[:2])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybrid.checkpoint import fit, read_weights, source_name, unwrap
 
@@ -91,21 +91,46 @@ def load_llamagen_vq(
     both = {side: fields["ch_mult"] for side in ("encoder_ch_mult", "decoder_ch_mult") if "ch_mult" in fields}
     known = shapes | both | dict(fields)
     with torch.device("meta"):
-        model = VQTokenizer(
-            width=known["ch"],
-            encoder_multiples=known["encoder_ch_mult"],
-            decoder_multiples=known["decoder_ch_mult"],
-            blocks=known["num_res_blocks"],
-            latent_width=known["z_channels"],
-            codebook_size=known["codebook_size"],
-            code_width=known["codebook_embed_dim"],
-            l2_norm=known["codebook_l2_norm"],
-            attention_levels=(len(known["encoder_ch_mult"]) - 1,),
-            layout=LLAMAGEN,
-        )
+        model = _llamagen(known)
     fit(model, state, source=source, dtype=dtype, device=device)
     model.config = {field: known[field] for field in shapes}
     return model.eval()
+
+
+def create_llamagen_vq(config: str | Mapping[str, Any]) -> tuple[VQTokenizer, dict[str, Any]]:
+    """A fresh tokenizer for training, and its configuration in full, with LlamaGen's first codebook.
+
+    Args:
+        config: "VQ-16", "VQ-8", or a mapping with the original's field names (``ch_mult`` sets both sides); what is
+            left out is as in VQ-16.
+
+    Raises:
+        ValueError: unknown size or field.
+    """
+    if isinstance(config, str):
+        config = _named(config, LLAMAGEN_SIZES, "llamagen-vq config")
+    default = LLAMAGEN_SIZES["VQ-16"]
+    _refuse_unknown(config, {*default, "ch_mult"}, "llamagen-vq config")
+    both = {side: config["ch_mult"] for side in ("encoder_ch_mult", "decoder_ch_mult") if "ch_mult" in config}
+    known = {**default, **both, **{field: value for field, value in config.items() if field != "ch_mult"}}
+    model = _llamagen(known)
+    nn.init.uniform_(model.quantize.embedding.weight, -1 / known["codebook_size"], 1 / known["codebook_size"])
+    return model, known
+
+
+def _llamagen(fields: Mapping[str, Any]) -> VQTokenizer:
+    return VQTokenizer(
+        width=fields["ch"],
+        encoder_multiples=fields["encoder_ch_mult"],
+        decoder_multiples=fields["decoder_ch_mult"],
+        blocks=fields["num_res_blocks"],
+        latent_width=fields["z_channels"],
+        codebook_size=fields["codebook_size"],
+        code_width=fields["codebook_embed_dim"],
+        l2_norm=fields["codebook_l2_norm"],
+        attention_levels=(len(fields["encoder_ch_mult"]) - 1,),
+        layout=LLAMAGEN,
+    )
 
 
 def load_chameleon_vq(
@@ -211,10 +236,14 @@ def _read(
     if config is None:
         config = metadata.get("config", {})
     if isinstance(config, str):
-        if config not in sizes:
-            raise ValueError(f"{source}: unknown size {config!r}; known: {', '.join(sizes)}")
-        config = sizes[config]
+        config = _named(config, sizes, source)
     return state, config, source
+
+
+def _named(name: str, sizes: Mapping[str, Mapping[str, Any]], source: str) -> Mapping[str, Any]:
+    if name not in sizes:
+        raise ValueError(f"{source}: unknown size {name!r}; known: {', '.join(sizes)}")
+    return sizes[name]
 
 
 def _refuse_unknown(fields: Mapping[str, Any], known: Collection[str], source: str) -> None:

@@ -104,7 +104,7 @@ def parser() -> Parser:
     how.add_argument("--window", type=int, metavar="W", help="exact, relaxed, jacobi: longest draft, in tokens")
     how.add_argument("--relax", type=float, metavar="X", help="relaxed: distance from the AR model's choice, 0 to 1")
     how.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale; 1 is none")
-    how.add_argument("--guidance-kind", metavar="NAME", help="guidance over time: constant, linear, interval")
+    how.add_argument("--guidance-kind", metavar="NAME", help="guidance over time: constant, linear, interval, decay")
     how.add_argument("--temperature", type=float, metavar="T", help="0 is argmax")
     how.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest codes; 0 is off")
     how.add_argument("--top-p", type=float, metavar="P", help="draw among the likeliest codes of mass P; 1 is off")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 
 class Strict(BaseModel):
@@ -105,6 +105,39 @@ class ModelConfig(Strict):
     init: str | None = None
 
 
+class AdversarialConfig(Strict):
+    """A discriminator that an image tokenizer trains against from step ``start`` on (``hybrid.discriminator``)."""
+
+    weight: float = Field(default=0.5, gt=0)
+    start: int = Field(default=0, ge=0)
+    width: int = Field(default=64, gt=0, multiple_of=8)
+    layers: int = Field(default=3, ge=1)
+    lr: float = Field(default=1e-4, gt=0)
+
+
+class CodebookConfig(Strict):
+    """What a learned codebook adds to an image tokenizer's loss, with LlamaGen's weights."""
+
+    commitment: float = Field(default=0.25, ge=0)
+    entropy: float = Field(default=0.0, ge=0)
+
+
+class PlanConfig(Strict):
+    """What ``hybrid-train --plan`` reckons with; training itself reads none of it.
+
+    Attributes:
+        pictures: training pictures, for epochs; None counts those of the data folder where there is one.
+        grids: token grids that occur, equally often; None is the model's own.
+        gpus: how many H100s to spread the run over.
+        mfu: share of their peak that training reaches.
+    """
+
+    pictures: int | None = Field(default=None, gt=0)
+    grids: list[tuple[int, int]] | None = Field(default=None, min_length=1)
+    gpus: int = Field(default=1, gt=0)
+    mfu: float = Field(default=0.4, gt=0, le=1)
+
+
 class TrainConfig(Strict):
     """A training run (``configs/train-*.yaml``)."""
 
@@ -121,7 +154,19 @@ class TrainConfig(Strict):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     loss_on: Literal["masked", "all"] = "masked"
     prefix_share: float = Field(default=0.5, ge=0, le=1)
+    feature_weight: float = Field(default=0.0, ge=0)
+    feature_loss: Literal["efficientnet-lite0", "lpips"] = "efficientnet-lite0"
+    adversarial: AdversarialConfig | None = None
+    codebook: CodebookConfig | None = None
     loop: LoopConfig
+    plan: PlanConfig = PlanConfig()
+
+    @field_validator("feature_weight", "adversarial", "codebook")
+    @classmethod
+    def _for_tokenizers(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("task", "tokenizer") != "tokenizer":
+            raise ValueError("only for task: tokenizer")
+        return value
 
 
 class ComponentConfig(Strict):
@@ -136,7 +181,7 @@ class PhaseConfig(Strict):
     """How one phase draws its tokens."""
 
     guidance_scale: float = 1.0
-    guidance_kind: Literal["constant", "linear", "interval"] = "constant"
+    guidance_kind: Literal["constant", "linear", "interval", "decay"] = "constant"
     guidance_start: float = 0.0
     guidance_end: float = 1.0
     temperature: float = 1.0
@@ -162,15 +207,20 @@ class DefaultsConfig(Strict):
     masked: PhaseConfig = PhaseConfig()
 
 
-class PairConfig(Strict):
+class PairSettings(Strict):
+    """What a pairing says beside its models: how prompts are read, and the defaults of a request."""
+
+    text: ComponentConfig | None = None
+    classes: list[str] | None = None
+    grid: tuple[int, int] | None = None
+    lossy: bool | Literal["pixels"] = False
+    defaults: DefaultsConfig = DefaultsConfig()
+
+
+class PairConfig(PairSettings):
     """A runnable pairing (``configs/*.yaml`` and ``model_index.json``)."""
 
     ar: ComponentConfig | None = None
     masked: ComponentConfig | None = None
     tokenizer: ComponentConfig
     ar_tokenizer: ComponentConfig | None = None
-    text: ComponentConfig | None = None
-    classes: list[str] | None = None
-    grid: tuple[int, int] | None = None
-    lossy: bool | Literal["pixels"] = False
-    defaults: DefaultsConfig = DefaultsConfig()

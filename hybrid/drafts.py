@@ -86,7 +86,7 @@ class MaskedDrafter:
 
     def __init__(self, model: MaskedModel, condition: Condition, null: Condition, sampling: Sampling) -> None:
         self.model, self.sampling, self.batch = model, sampling, len(condition)
-        self.scales_n = place_scales(sampling, condition.grid.places)
+        self.scales_n = place_scales(sampling, condition.grid)
         self.asked = condition.cat(null) if bool((self.scales_n != 1).any()) else condition
 
     def propose(self, tokens_bn: Tensor, places_bw: Tensor) -> Tensor:

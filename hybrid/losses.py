@@ -22,6 +22,45 @@ def psnr(output_bchw: Tensor, target_bchw: Tensor) -> Tensor:
     return 10 * torch.log10(4 / error)
 
 
+def codebook_loss(latent: Tensor, codes: Tensor, commitment: float) -> Tensor:
+    """‖sg(z) − e‖² + commitment · ‖z − sg(e)‖², each a mean over elements (VQ-VAE, arXiv 1711.00937).
+
+    The first part moves the codes to the latents z that chose them, the second the latents to their codes e.
+    """
+    latent, codes = latent.float(), codes.float()
+    return F.mse_loss(codes, latent.detach()) + commitment * F.mse_loss(latent, codes.detach())
+
+
+def entropy_loss(latent_md: Tensor, codebook_kd: Tensor, temperature: float = 0.01) -> Tensor:
+    """Entropy of each latent's soft choice of a code, less that of the mean choice: low where each latent is sure and
+    all codes are in use (MaskGIT's and LlamaGen's ``entropy_loss``). In nats, from −log k to 0.
+
+    The choice is softmax(−‖z − e‖² / temperature). Its mean is over the latents at hand, so with several processes or
+    accumulated parts it differs from the whole batch's.
+    """
+    logits = -torch.cdist(latent_md.float(), codebook_kd.float()).square() / temperature
+    log_p = logits.log_softmax(-1)
+    mean_log_p = log_p.logsumexp(0) - math.log(len(log_p))
+    each = -(log_p.exp() * log_p).sum(-1).mean()
+    return each + (mean_log_p.exp() * mean_log_p).sum()
+
+
+def hinge_discriminator_loss(real: Tensor, made: Tensor) -> Tensor:
+    """Half of mean(max(0, 1 − real)) + mean(max(0, 1 + made)), of scores (Geometric GAN, arXiv 1705.02894)."""
+    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + made.float()).mean())
+
+
+def hinge_generator_loss(made: Tensor) -> Tensor:
+    """−mean score."""
+    return -made.float().mean()
+
+
+def adaptive_weight(base_gradient: Tensor, adversarial_gradient: Tensor, largest: float = 1e4) -> Tensor:
+    """‖∇base‖ / (‖∇adversarial‖ + 1e-6), at most ``largest`` (VQGAN, arXiv 2012.09841, equation 7)."""
+    ratio = base_gradient.float().norm() / (adversarial_gradient.float().norm() + 1e-6)
+    return ratio.clamp(max=largest).detach()
+
+
 def next_token_loss(logits_bnk: Tensor, tokens_bn: Tensor) -> Tensor:
     """Mean cross-entropy in nats per token."""
     return F.cross_entropy(logits_bnk.float().flatten(0, 1), tokens_bn.flatten())

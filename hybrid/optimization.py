@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,24 @@ from hybrid.config import LoopConfig
 
 DECAY_SHARE = 0.25
 """Of all steps, how many a ``wsd`` schedule spends going down."""
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """A network that trains beside the model and is no part of what a run makes, such as a discriminator.
+
+    The task's loss holds its loss as well, each with gradients for its own parameters only, so one backward pass
+    serves both. It has no moving average.
+
+    Attributes:
+        module: the network.
+        lr: its peak learning rate, on the run's schedule.
+        betas: its AdamW's.
+    """
+
+    module: nn.Module
+    lr: float
+    betas: tuple[float, float] = (0.5, 0.9)
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, steps: int, schedule: str) -> float:
@@ -32,13 +51,14 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int, schedule: 
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest.
+def optimizers(model: nn.Module, config: LoopConfig, auxiliary: Auxiliary | None = None) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest; AdamW for an auxiliary network.
 
-    Weight decay applies to matrices only. Muon: Jordan et al. 2024, scaled to AdamW's step size (arXiv 2502.16982).
+    Weight decay applies to the model's matrices only. Muon: Jordan et al. 2024, scaled to AdamW's step size (arXiv
+    2502.16982). Each optimizer's ``defaults["lr"]`` is its peak learning rate.
 
     Raises:
-        ValueError: Muon with an old torch, or with fp16, whose loss scaler serves one optimizer only.
+        ValueError: Muon with an old torch, or several optimizers with fp16, whose loss scaler serves one only.
     """
     named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     hidden = [value for name, value in named if value.ndim == 2 and ".layers." in f".{name}"]
@@ -56,6 +76,12 @@ def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimiz
             raise ValueError("optimizer: muon does not go with precision: fp16; use bf16, or adamw")
         found.append(
             torch.optim.Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    if auxiliary is not None:
+        if config.precision == "fp16":
+            raise ValueError("an auxiliary network (adversarial) does not go with precision: fp16; use bf16")
+        found.append(
+            torch.optim.AdamW(auxiliary.module.parameters(), lr=auxiliary.lr, betas=auxiliary.betas, weight_decay=0.0)
         )
     return found
 

@@ -45,7 +45,8 @@ def find_pair(name: str | Path) -> Path:
 
 
 def _pair_configs(folder: Path) -> list[str]:
-    return [path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("train-")]
+    others = ("train-", "bench-", "ablate-", "serve")
+    return [path.stem for path in folder.glob("*.yaml") if not path.stem.startswith(others)]
 
 
 def read_pair(path: Path, overrides: Mapping[str, Any] | None = None) -> PairConfig:
@@ -54,6 +55,15 @@ def read_pair(path: Path, overrides: Mapping[str, Any] | None = None) -> PairCon
     Raises:
         ValueError: one line with the file and what is wrong in it.
     """
+    return parse(PairConfig, read_fields(path) | dict(overrides or {}), str(path))
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """The unchecked fields of a YAML or ``model_index.json``.
+
+    Raises:
+        ValueError: one line with the file: it cannot be read, or names a pairing without classes.
+    """
     if path.suffix == ".json":
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
@@ -61,10 +71,20 @@ def read_pair(path: Path, overrides: Mapping[str, Any] | None = None) -> PairCon
             raise ValueError(f"{path}: truncated or not JSON ({error})") from None
         if not isinstance(fields, dict):
             raise ValueError(f"{path}: expected a mapping of settings, got {type(fields).__name__}")
-        fields = {key: value for key, value in fields.items() if not key.startswith("_")}  # diffusers' own marks
-    else:
-        fields = read_yaml(path)
-    return parse(PairConfig, fields | dict(overrides or {}), str(path))
+        return {key: value for key, value in fields.items() if not key.startswith("_")}  # diffusers' own marks
+    fields = read_yaml(path)
+    if isinstance(fields.get("classes"), str):
+        fields["classes"] = _classes_of(fields["classes"], path)
+    return fields
+
+
+def _classes_of(name: str, path: Path) -> Any:
+    """The class names of a shipped pairing, which a YAML may name instead of repeating a thousand of them."""
+    shipped = Path(str(files("hybrid.configs"))) / f"{name}.yaml"
+    classes = read_yaml(shipped).get("classes") if shipped.is_file() else None
+    if not isinstance(classes, list):
+        raise ValueError(f"{path}: classes: expected a list of names or a shipped pairing that has one, got {name!r}")
+    return classes
 
 
 def pair_name(path: Path) -> str:

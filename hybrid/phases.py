@@ -92,9 +92,9 @@ class Step:
 Callback = Callable[[Step], Any]
 
 
-def place_scales(sampling: Sampling, places: int) -> Tensor:
+def place_scales(sampling: Sampling, grid: Grid) -> Tensor:
     """The guidance scale of each place, scales_n."""
-    return torch.tensor([sampling.guidance.at(progress_of(place, places)) for place in range(places)])
+    return torch.tensor(sampling.guidance.along(grid.places, grid.width))
 
 
 def guide_places(logits: Tensor, scales_bw: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def ar_prefix(
     tokens_bn = torch.full((batch, grid.places), MASK, dtype=torch.long, device=device)
     if length == 0:
         return tokens_bn, 0
-    scales = [sampling.guidance.at(progress_of(place, grid.places)) for place in range(length)]
+    scales = sampling.guidance.along(grid.places, grid.width)[:length]
     guided = any(scale != 1 for scale in scales)
     logits, state = model.prefill(condition.cat(null) if guided else condition, length)
     rows = -(-length // grid.width)

@@ -49,7 +49,7 @@ def log_likelihood(
     model: ARModel, condition: Condition, null: Condition, tokens_bn: Tensor, sampling: Sampling
 ) -> Tensor:
     """log p of each token given those before it (b, n), under the guided logits at temperature 1, in one AR pass."""
-    scales_n = place_scales(sampling, tokens_bn.shape[1]).to(tokens_bn.device)
+    scales_n = place_scales(sampling, condition.grid).to(tokens_bn.device)
     guided = bool((scales_n != 1).any())
     asked, fed_bn = (condition.cat(null), tokens_bn.repeat(2, 1)) if guided else (condition, tokens_bn)
     logits_bnk = guide_places(model.score(fed_bn, asked), scales_n.expand(len(tokens_bn), -1))

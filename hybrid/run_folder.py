@@ -1,6 +1,7 @@
-"""What a training run leaves on disk: ``step-N/`` checkpoints, ``log.jsonl`` and ``loss.png``.
+"""What a training run leaves on disk: ``step-N/`` checkpoints, weights, ``log.jsonl`` and ``loss.png``.
 
-A checkpoint is written under another name and renamed when complete, so whatever interrupts it, the last good one
+``model.safetensors`` are the weights after the last step, ``best.safetensors`` those of the best evaluation. Both and
+the checkpoints are written under another name and renamed when complete, so whatever interrupts it, the last good one
 stays. This file knows files; it does not know tasks or processes.
 """
 
@@ -13,11 +14,12 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hybrid.checkpoint import read_weights, save_weights
@@ -25,6 +27,8 @@ from hybrid.optimization import Average
 
 STEP = re.compile(r"step-(\d+)")
 PARTIAL = "partial"
+BEST = "best.safetensors"
+AUXILIARY = "auxiliary.safetensors"
 
 
 def claim(folder: Path) -> TextIO:
@@ -72,8 +76,18 @@ def save_checkpoint(
     average: Average | None,
     optimizer_list: list[torch.optim.Optimizer],
     metadata: Mapping[str, Any],
+    auxiliary: nn.Module | None = None,
 ) -> Path:
     """Write ``folder/step-N`` and remove older ones; nothing to do where it exists already.
+
+    Args:
+        folder: the run's.
+        step: steps done.
+        model: what is trained.
+        average: its averaged parameters.
+        optimizer_list: with their state.
+        metadata: stored beside the weights.
+        auxiliary: a network that trains beside the model.
 
     Raises:
         OSError: one line when the disk is full or the folder cannot be written; earlier checkpoints are untouched.
@@ -88,6 +102,8 @@ def save_checkpoint(
         if average is not None:
             state = {**model.state_dict(), **average.parameters}
             save_weights(partial / "ema.safetensors", state, metadata={**metadata, "updates": average.updates})
+        if auxiliary is not None:
+            save_weights(partial / AUXILIARY, auxiliary.state_dict())
         with (partial / "optimizers.pt").open("wb") as file:
             torch.save([optimizer.state_dict() for optimizer in optimizer_list], file)
         os.replace(partial, final)
@@ -105,6 +121,42 @@ def save_final(folder: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
     """
     with _writing(folder / "model.safetensors"):
         save_weights(folder / "model.safetensors", state, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation of a run so far: its step, the figure that decides and that figure's value."""
+
+    step: int
+    figure: str
+    value: float
+
+
+def save_best(folder: Path, best: Best, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write ``folder/best.safetensors`` in place of an earlier one; an interruption leaves that one.
+
+    Raises:
+        OSError: one line when it cannot be written.
+    """
+    with _writing(folder / BEST):
+        found = {"step": best.step, "figure": best.figure, "value": best.value}
+        save_weights(folder / BEST, state, metadata={**metadata, "best": found})
+
+
+def read_best(folder: Path) -> Best | None:
+    """What ``save_best`` wrote last, or None.
+
+    Raises:
+        ValueError: the file is not one of these.
+    """
+    path = folder / BEST
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Best(**json.loads(file.metadata()["best"]))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not the best weights of a run ({_reason(error)}); move it away") from None
 
 
 @contextmanager
@@ -126,6 +178,7 @@ def load_checkpoint(
     average: Average | None,
     optimizer_list: list[torch.optim.Optimizer],
     metadata: Mapping[str, Any],
+    auxiliary: nn.Module | None = None,
 ) -> None:
     """Restore what ``save_checkpoint`` wrote.
 
@@ -138,6 +191,9 @@ def load_checkpoint(
         before = saved.get("config", {}).get(key, value)
         if before != value:
             raise ValueError(f"{path}: trained with model.config.{key} {before}, asked for {value}; {remedy}")
+    if (path / AUXILIARY).exists() != (auxiliary is not None):
+        before = "without" if auxiliary is not None else "with"
+        raise ValueError(f"{path}: trained {before} an auxiliary network (adversarial); {remedy}")
     kept = torch.load(path / "optimizers.pt", weights_only=True, map_location="cpu")
     if len(kept) != len(optimizer_list):
         raise ValueError(f"{path}: trained with another optimizer than the configuration's; {remedy}")
@@ -149,6 +205,11 @@ def load_checkpoint(
         average.updates = int(saved["updates"])
         for name, value in average.parameters.items():
             value.copy_(smooth[name])
+    if auxiliary is not None:
+        try:
+            auxiliary.load_state_dict(read_weights(path / AUXILIARY)[0])
+        except RuntimeError:
+            raise ValueError(f"{path}: trained with another auxiliary network (adversarial); {remedy}") from None
     for optimizer, entry in zip(optimizer_list, kept, strict=True):
         optimizer.load_state_dict(entry)
 

@@ -166,6 +166,7 @@ class HybridSampler:
             self._check_judge(verify, refine, only_ar=only_ar)
             if length and not only_ar:
                 counts(fill.schedule, fill.steps, shape.places, known, fill.resume)  # raises before the prefix runs
+                fill.sampling.guidance.at(1)  # so does a kind that only an AR model can have
             noise_bn = uniforms(generators, (ar_shape.places,)).to(device)
             noise_bt2n = uniforms(generators, (0 if only_ar else fill.steps, 2, shape.places)).to(device)
             again = 0 if refine is None else refine.rounds * refine.steps

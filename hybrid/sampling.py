@@ -1,6 +1,6 @@
 """From logits to tokens: guidance, temperature, top-k, top-p, and draws from given uniforms.
 
-Pure functions of tensors: this file knows no model, grid or schedule. Logits are taken to float32 whatever they were.
+Pure functions of tensors: this file knows no model or schedule. Logits are taken to float32 whatever they were.
 Nothing here draws a random number on its own; ``uniforms`` draws from the generators that it is handed.
 """
 
@@ -13,8 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GUIDANCE_KINDS: tuple[str, ...] = ("constant", "linear", "interval")
+from hybrid.schedules import progress_of
+
+GUIDANCE_KINDS: tuple[str, ...] = ("constant", "linear", "interval", "decay")
 """How guidance changes over a generation."""
+
+DECAY_FLOOR = 4.0
+"""Where the guidance kind ``decay`` ends (Lumina-mGPT 2.0's released code)."""
 
 _BITS = 24
 """Bits of a float32 uniform: torch.rand gives whole multiples of 2^-24, so that u * total is exact in integers."""
@@ -34,12 +39,13 @@ class Guidance:
         scale: s, at least 0 (0 is the unconditional model).
         kind: ``constant``; ``linear``, a ramp from 1 at the first step to ``scale`` at the last (MaskGIL's released
             code: its w t / (T - 1) is s - 1 here); ``interval``, ``scale`` from ``start`` to ``end`` and 1 outside
-            (Kynkäänniemi et al., arXiv 2404.07724).
+            (Kynkäänniemi et al., arXiv 2404.07724); ``decay``, a fall from ``scale`` to 4 along the places of an AR
+            model (Lumina-mGPT 2.0's released code; see ``along``).
         start, end: fractions of the generation, for ``interval`` only, both ends included.
 
     Raises:
         ValueError: a scale below 0, an unknown kind, a start or end outside [0, 1] or in the wrong order, or one that
-            the kind would ignore.
+            the kind would ignore; a scale below 4 that should decay to 4.
     """
 
     scale: float = 1.0
@@ -58,16 +64,47 @@ class Guidance:
             raise ValueError(
                 f"guidance start {self.start:g}, end {self.end:g}: kind {self.kind!r} ignores them; use kind 'interval'"
             )
+        if self.kind == "decay" and self.scale != 1 and self.scale < DECAY_FLOOR:
+            raise ValueError(
+                f"guidance scale {self.scale:g}: kind 'decay' falls to {DECAY_FLOOR:g}; give 1 (none), "
+                f"{DECAY_FLOOR:g} or more, or use kind 'constant'"
+            )
 
     def at(self, progress: float) -> float:
-        """The scale at ``progress``, 0 at the first step of a generation and 1 at the last; ValueError outside."""
+        """The scale at ``progress``, 0 at the first step of a generation and 1 at the last.
+
+        Raises:
+            ValueError: a progress outside [0, 1]; kind ``decay``, which counts an AR model's places.
+        """
         if not 0 <= progress <= 1:
             raise ValueError(f"progress {progress:g}: must be from 0 to 1")
+        if self.kind == "decay" and self.scale != 1:
+            raise ValueError("guidance kind 'decay': counts an AR model's places; a masked model needs another kind")
         if self.kind == "linear":
             return 1 + (self.scale - 1) * progress
         if self.kind == "interval" and not self.start <= progress <= self.end:
             return 1.0
         return self.scale
+
+    def along(self, places: int, width: int) -> list[float]:
+        """The scale at each place of a grid that is written in raster order.
+
+        For ``decay`` an id is written for each place and one after each row, after two that tell the size. Each step
+        with n ids before it multiplies the scale by 1 - n / (places / 4), the steps of row ends included, and takes 4
+        where that is more.
+
+        Args:
+            places: tokens of the grid.
+            width: tokens of a row.
+        """
+        if self.kind != "decay" or self.scale == 1:
+            return [self.at(progress_of(place, places)) for place in range(places)]
+        scale, scales = self.scale, []
+        for written in range(places + places // width):
+            scale = max(DECAY_FLOOR, scale * (1 - 4 * (written + 2) / places))
+            if (written + 1) % (width + 1):
+                scales.append(scale)
+        return scales
 
     def needed(self, progress: float) -> bool:
         """Whether the unconditional pass matters at ``progress``; not where the scale is exactly 1."""

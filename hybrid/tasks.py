@@ -11,18 +11,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hybrid import losses
-from hybrid.data.codes import CaptionTable
-from hybrid.data.concepts import EVERYDAY
-from hybrid.data.folder import DataFolder
-from hybrid.data.splits import favour, group_weights, held_out, pick
+from hybrid.data.coded import CodedPictures
+from hybrid.data.splits import spread
+from hybrid.optimization import Auxiliary
+from hybrid.phases import Fill, Sampling
 from hybrid.pictures import sheet
-from hybrid.sampler import Fill, HybridSampler, Sampling
+from hybrid.sampler import HybridSampler
 from hybrid.sampling import Guidance
-from hybrid.training import DataOrder, sample_generator
+from hybrid.training import DataOrder, Merit, sample_generator
 from hybrid.types import MASK
 
 EVAL_BATCH = 64
@@ -30,79 +29,117 @@ SHEET_PICTURES = 16
 SHEET_GUIDANCE = 2.0
 
 
+class BucketOrder:
+    """Which bucket of pictures each step of the run draws from, so that every picture is drawn equally often.
+
+    In epoch e, bucket b of n_b pictures has ⌊(e + 1) n_b / s⌋ - ⌊e n_b / s⌋ steps of s samples, in shuffled order.
+    So a step's number tells what it draws, and nothing is lost where s does not divide n_b.
+    """
+
+    def __init__(self, sizes: Sequence[int], per_step: int, seed: int) -> None:
+        self.sizes, self.per_step, self.seed = list(sizes), per_step, seed
+        self._epoch = -1
+        self._steps: list[tuple[int, int]] = []
+
+    def _before(self, epoch: int) -> list[int]:
+        """Steps of each bucket before an epoch."""
+        return [epoch * size // self.per_step for size in self.sizes]
+
+    def __getitem__(self, step: int) -> tuple[int, int]:
+        """The step's bucket, and how many earlier steps drew from the same one."""
+        epoch = max(0, step * self.per_step // sum(self.sizes) - 1)
+        while sum(self._before(epoch + 1)) <= step:
+            epoch += 1
+        if epoch != self._epoch:
+            turns, ends = self._before(epoch), self._before(epoch + 1)
+            steps = [end - start for start, end in zip(turns, ends, strict=True)]
+            buckets = torch.arange(len(steps)).repeat_interleave(torch.tensor(steps))
+            generator = sample_generator(~self.seed, epoch)
+            self._steps = []
+            for bucket in buckets[torch.randperm(len(buckets), generator=generator)].tolist():
+                self._steps.append((bucket, turns[bucket]))
+                turns[bucket] += 1
+            self._epoch = epoch
+        return self._steps[step - sum(self._before(self._epoch))]
+
+
 class CodesTask:
-    """What AR and masked training share: tokens of a random view with a label or a random caption."""
+    """What AR and masked training share: tokens of a random view with a label or a random caption.
+
+    Args:
+        model: an AR or masked model.
+        buckets: pictures of one grid each. All samples of a step are of one bucket.
+        seed: of every draw.
+        metadata: what is stored beside the weights.
+        per_step: samples of a step, over all processes and accumulated parts.
+        condition_dropout: share of samples whose condition is dropped.
+        tokenizer: decodes the sample sheets; None draws none.
+
+    Raises:
+        ValueError: no pictures to train on, or none to evaluate on.
+    """
+
+    auxiliary: Auxiliary | None = None
 
     def __init__(
         self,
         model: Any,
-        folder: DataFolder,
-        codes: NDArray[np.uint16],
-        captions: CaptionTable | None,
+        buckets: Sequence[CodedPictures],
         *,
         seed: int,
         metadata: dict[str, Any],
+        per_step: int,
         condition_dropout: float = 0.1,
-        balance: bool = False,
-        everyday: float = 0.0,
-        sets: Sequence[str] | None = None,
         tokenizer: Any = None,
     ) -> None:
-        self.model, self.folder, self.codes, self.captions = model, folder, codes, captions
-        self.seed, self.metadata, self.condition_dropout = seed, metadata, condition_dropout
-        self.tokenizer = tokenizer
-        self.places = int(codes.shape[2])
-        self.train = pick(folder, "train", sets)
-        items = [folder.items[index] for index in self.train]
-        weights = group_weights(items) if balance else None
-        if everyday:
-            asked = [not set(EVERYDAY).isdisjoint(item["captions"]) for item in items]
-            weights = favour(torch.ones(len(items)) if weights is None else weights, asked, everyday)
-        self.order = DataOrder(len(self.train), seed, weights)
-        self.held = held_out(folder, sets)
-        if captions is not None:
-            number = {caption: place for place, caption in enumerate(captions.captions)}
-            self.caption_ids = [[number[caption] for caption in item["captions"]] for item in folder.items]
+        self.model, self.seed, self.metadata = model, seed, metadata
+        self.condition_dropout, self.tokenizer = condition_dropout, tokenizer
+        self.buckets = [bucket for bucket in buckets if len(bucket.train)]
+        # "Another picture's condition" needs another picture.
+        self.judged = [bucket for bucket in buckets if len(bucket.held) > 1]
+        if not self.buckets or not self.judged:
+            lacking = "train on" if not self.buckets else "evaluate on: hold a larger share of them out"
+            raise ValueError(f"the data has too few pictures to {lacking}")
+        sizes = [len(bucket.train) for bucket in self.buckets]
+        self.steps = BucketOrder(sizes, per_step, seed)
+        self.orders = [DataOrder(len(bucket.train), seed, bucket.weights) for bucket in self.buckets]
+        weighted = sum(size * bucket.grid.places for size, bucket in zip(sizes, self.buckets, strict=True))
+        self.places = round(weighted / sum(sizes))
 
-    def _prompts(self, pictures: Sequence[int], captions: Sequence[int], device: torch.device) -> Any:
-        """Labels or caption embeddings, as a model's ``condition`` takes them."""
-        if self.captions is None:
-            return [int(self.folder.items[picture]["label"]) for picture in pictures]
-        embedding = torch.from_numpy(self.captions.embedding_csd[list(captions)]).float().to(device)
-        return embedding, torch.from_numpy(self.captions.mask_cs[list(captions)]).to(device)
+    def _pictures(self, samples: range) -> tuple[CodedPictures, list[int]]:
+        """The bucket that samples are of, and their pictures in it."""
+        per_step = self.steps.per_step
+        turns = [self.steps[number // per_step] for number in samples]
+        chosen = turns[0][0]
+        if any(bucket != chosen for bucket, _ in turns):
+            raise ValueError(f"samples {samples.start}..{samples.stop - 1} are of several steps and grids")
+        bucket, order = self.buckets[chosen], self.orders[chosen]
+        numbers = [turn * per_step + number % per_step for (_, turn), number in zip(turns, samples, strict=True)]
+        return bucket, [int(bucket.train[order[number]]) for number in numbers]
 
     def _draw(self, samples: range, device: torch.device) -> tuple[Tensor, Any, list[torch.Generator]]:
         """Tokens, the condition after dropout, and each sample's stream, ready for further draws."""
         generators = [sample_generator(self.seed, number) for number in samples]
-        draws = [torch.rand(3, generator=generator) for generator in generators]
-        pictures = [int(self.train[self.order[number]]) for number in samples]
-        views = [int(draw[0] * self.codes.shape[1]) for draw in draws]
-        captions: list[int] = []
-        if self.captions is not None:
-            captions = [
-                self.caption_ids[picture][int(draw[1] * len(self.caption_ids[picture]))]
-                for picture, draw in zip(pictures, draws, strict=True)
-            ]
-        tokens = torch.from_numpy(self.codes[pictures, views].astype(np.int64)).to(device)
-        dropped = torch.tensor([float(draw[2]) < self.condition_dropout for draw in draws], device=device)
-        return tokens, self.model.condition(self._prompts(pictures, captions, device)).drop(dropped), generators
+        draws = [torch.rand(3, generator=generator).tolist() for generator in generators]
+        bucket, pictures = self._pictures(samples)
+        tokens = bucket.tokens(pictures, [int(view * bucket.views) for view, _, _ in draws]).to(device)
+        dropped = torch.tensor([dropout < self.condition_dropout for _, _, dropout in draws], device=device)
+        condition = self._condition(bucket, pictures, [caption for _, caption, _ in draws], device)
+        return tokens, condition.drop(dropped), generators
 
-    def _held_prompts(self, pictures: Sequence[int], device: torch.device) -> Any:
-        """What is asked for in evaluation: each picture's label or first caption."""
-        captions = [] if self.captions is None else [self.caption_ids[picture][0] for picture in pictures]
-        return self._prompts(pictures, captions, device)
+    def _condition(
+        self, bucket: CodedPictures, pictures: Sequence[int], choices: Sequence[float], device: torch.device
+    ) -> Any:
+        return self.model.condition(_to(bucket.prompts(pictures, choices), device), bucket.grid)
 
-    def _held_tokens(self, pictures: Sequence[int], device: torch.device) -> Tensor:
-        """Codes of the plain view."""
-        return torch.from_numpy(self.codes[list(pictures), 0].astype(np.int64)).to(device)
-
-    def held_batches(self, device: torch.device) -> Iterator[tuple[Tensor, Any, Any]]:
-        """Tokens of the evaluation pictures, their own condition and another picture's."""
-        others = np.roll(self.held, len(self.held) // 2 + 1)
-        for start in range(0, len(self.held), EVAL_BATCH):
-            own, other = (list(each[start : start + EVAL_BATCH]) for each in (self.held, others))
-            conditions = [self.model.condition(self._held_prompts(each, device)) for each in (own, other)]
-            yield self._held_tokens(own, device), *conditions
+    def held_batches(self, bucket: CodedPictures, device: torch.device) -> Iterator[tuple[Tensor, Any, Any]]:
+        """Tokens of a bucket's evaluation pictures (plain views), their own condition and another picture's."""
+        others = np.roll(bucket.held, len(bucket.held) // 2 + 1)
+        for start in range(0, len(bucket.held), EVAL_BATCH):
+            own, other = (each[start : start + EVAL_BATCH].tolist() for each in (bucket.held, others))
+            first = [0] * len(own)
+            conditions = [self._condition(bucket, each, first, device) for each in (own, other)]
+            yield bucket.tokens(own, first).to(device), *conditions
 
     def sampler(self, model: Any) -> HybridSampler:
         """The model with the task's tokenizer, for ``sample``."""
@@ -117,24 +154,32 @@ class CodesTask:
             return
         device = next(model.parameters()).device
         self.tokenizer.to(device)
-        pictures = self.held[:: max(1, len(self.held) // SHEET_PICTURES)][:SHEET_PICTURES].tolist()
+        bucket = max(self.judged, key=lambda each: len(each.held))
+        pictures = spread(bucket.held, SHEET_PICTURES).tolist()
         sampling = Sampling(Guidance(SHEET_GUIDANCE if self.condition_dropout else 1.0))
         made = self.sampler(model).generate(
-            self._held_prompts(pictures, device),
+            _to(bucket.prompts(pictures, [0] * len(pictures)), device),
             seeds=list(range(len(pictures))),
+            grid=bucket.grid,
             prefix=sampling,
             fill=Fill(sampling=sampling),
         )
-        real = self.tokenizer.decode(self._held_tokens(pictures, device), made.grid)
+        real = self.tokenizer.decode(bucket.tokens(pictures, [0] * len(pictures)).to(device), bucket.grid)
         sheet([*real, *made.images], columns=len(pictures)).save(path)
 
     def export(self) -> dict[str, Any]:
         return self.metadata
 
 
+def _to(prompts: Any, device: torch.device) -> Any:
+    """Embedded captions on a device; labels as they are."""
+    return tuple(part.to(device) for part in prompts) if isinstance(prompts, tuple) else prompts
+
+
 class ARTask(CodesTask):
     """Next-token prediction."""
 
+    merit = Merit("nats", higher=False)
     units: Mapping[str, str] = dict.fromkeys(("loss", "nats", "nats_without", "nats_wrong"), "nats per token")
 
     def sampler(self, model: Any) -> HybridSampler:
@@ -149,12 +194,15 @@ class ARTask(CodesTask):
         return losses.next_token_loss(model(batch["tokens"], batch["condition"]), batch["tokens"]), {}
 
     def evaluate(self, model: Any) -> dict[str, float]:
-        """Nats per token on held-out pictures with their own, no and another picture's condition."""
+        """Nats per token on held-out pictures of all grids, with their own, no and another picture's condition."""
         found = dict.fromkeys(("nats", "nats_without", "nats_wrong"), 0.0)
-        for tokens, own, other in self.held_batches(next(model.parameters()).device):
-            for name, asked in zip(found, (own, own.null(), other), strict=True):
-                found[name] += float(losses.next_token_loss(model(tokens, asked), tokens)) * len(tokens)
-        return {name: total / len(self.held) for name, total in found.items()}
+        device, count = next(model.parameters()).device, 0
+        for bucket in self.judged:
+            for tokens, own, other in self.held_batches(bucket, device):
+                for name, asked in zip(found, (own, own.null(), other), strict=True):
+                    found[name] += float(losses.next_token_loss(model(tokens, asked), tokens)) * tokens.numel()
+                count += tokens.numel()
+        return {name: total / count for name, total in found.items()}
 
 
 def draw_mask(places: int, generator: torch.Generator, prefix_share: float) -> tuple[Tensor, bool]:
@@ -177,6 +225,7 @@ def draw_mask(places: int, generator: torch.Generator, prefix_share: float) -> t
 class MaskedTask(CodesTask):
     """Prediction of masked tokens, with hand-offs rehearsed (see ``draw_mask``)."""
 
+    merit = Merit("nats_half", higher=False)
     units: Mapping[str, str] = {
         "loss": "nats per place, as trained",
         **dict.fromkeys(("nats", "nats_half", "nats_quarter_prefix", "nats_half_prefix"), "nats per masked place"),
@@ -210,19 +259,24 @@ class MaskedTask(CodesTask):
         return loss, {"nats": nats}
 
     def evaluate(self, model: Any) -> dict[str, float]:
-        """Nats per masked place on held-out pictures: half masked at random, after a quarter's and a half's prefix."""
+        """Nats per masked place on held-out pictures of all grids.
+
+        Half of the places masked at random; all after a quarter's prefix; all after a half's prefix.
+        """
         device = next(model.parameters()).device
-        position = torch.arange(self.places, device=device)
-        half = torch.rand((len(self.held), self.places), generator=sample_generator(0, 0)) < 0.5
         found = dict.fromkeys(("nats_half", "nats_quarter_prefix", "nats_half_prefix"), 0.0)
         counts = dict.fromkeys(found, 0)
-        start = 0
-        for tokens, condition, _ in self.held_batches(device):
-            random = half[start : start + len(tokens)].to(device)
-            prefixes = [(position >= kept).expand_as(tokens) for kept in (self.places // 4, self.places // 2)]
-            for name, masked in zip(found, (random, *prefixes), strict=True):
-                nats = losses.masked_loss(model(tokens.masked_fill(masked, MASK), condition), tokens, masked)[1]
-                found[name] += float(nats) * int(masked.sum())
-                counts[name] += int(masked.sum())
-            start += len(tokens)
+        for number, bucket in enumerate(self.judged):
+            places = bucket.grid.places
+            position = torch.arange(places, device=device)
+            half = torch.rand((len(bucket.held), places), generator=sample_generator(0, number)) < 0.5
+            start = 0
+            for tokens, condition, _ in self.held_batches(bucket, device):
+                random = half[start : start + len(tokens)].to(device)
+                prefixes = [(position >= kept).expand_as(tokens) for kept in (places // 4, places // 2)]
+                for name, masked in zip(found, (random, *prefixes), strict=True):
+                    nats = losses.masked_loss(model(tokens.masked_fill(masked, MASK), condition), tokens, masked)[1]
+                    found[name] += float(nats) * int(masked.sum())
+                    counts[name] += int(masked.sum())
+                start += len(tokens)
         return {name: total / counts[name] for name, total in found.items()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.resources import files
@@ -11,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hybrid.adapters import load
+from hybrid.checkpoint import read_weights
 from hybrid.config import TrainConfig
-from hybrid.data.codes import CaptionTable, embed_captions, extract_codes
+from hybrid.data.coded import CodedPictures, FolderPictures
+from hybrid.data.codes import embed_captions, extract_codes
 from hybrid.data.folder import DataError, DataFolder, default_folder
+from hybrid.data.shard_text import TextFormat
+from hybrid.data.shards import CodeShards, identity, is_shards, parse_grid
 from hybrid.tasks import ARTask, MaskedTask
-from hybrid.tokenizer_task import TokenizerTask
+from hybrid.tokenizer_build import build_tokenizer_task
 from hybrid.training import Task
 
 
@@ -37,8 +43,12 @@ def find_config(name: str) -> Path:
     raise ValueError(f"{name}: no such file and no shipped configuration of that name. Shipped: {known}")
 
 
-TRAINABLE = {"tokenizer": "fsq", "ar": "llamagen", "masked": "maskgil"}
-"""The adapter that each task trains; its module has a ``create``."""
+TRAINABLE = {
+    "tokenizer": {"fsq": "fsq:create", "llamagen-vq": "vq:create_llamagen_vq"},
+    "ar": {"llamagen": "llamagen:create"},
+    "masked": {"maskgil": "maskgil:create"},
+}
+"""The adapters that each task trains, and what makes a fresh model of each."""
 
 
 def build_model(task: str, kind: str, config: str | Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -47,11 +57,13 @@ def build_model(task: str, kind: str, config: str | Mapping[str, Any]) -> tuple[
     Raises:
         ValueError: a kind that the task does not train, or a field that the adapter does not know.
     """
-    if kind != TRAINABLE[task]:
-        near = get_close_matches(kind, [TRAINABLE[task]], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; it trains {TRAINABLE[task]!r}"
+    known = TRAINABLE[task]
+    if kind not in known:
+        near = get_close_matches(kind, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; it trains {', '.join(map(repr, known))}"
         raise ValueError(f"model.kind: task {task!r} cannot train {kind!r}{hint}")
-    return import_module(f"hybrid.adapters.{kind}").create(config)
+    module, name = known[kind].split(":")
+    return getattr(import_module(f"hybrid.adapters.{module}"), name)(config)
 
 
 def build_task(config: TrainConfig, *, data: Path | None, tokenizer: Path | None, source: str) -> Task:
@@ -74,7 +86,10 @@ def build_task(config: TrainConfig, *, data: Path | None, tokenizer: Path | None
 
 def _build(config: TrainConfig, data: Path, tokenizer: Path | None, source: str) -> Task:
     if not data.is_dir():
-        raise ValueError(f"{data}: no such data folder; build it with: hybrid-data {config.data} --out {data}")
+        raise ValueError(
+            f"{data}: no such data folder; build it with: hybrid-data {config.data} --out {data} "
+            "(hybrid-data codes makes one of other pictures)"
+        )
     torch.manual_seed(config.loop.seed)
     try:
         model, fields = build_model(config.task, config.model.kind, config.model.config)
@@ -83,37 +98,30 @@ def _build(config: TrainConfig, data: Path, tokenizer: Path | None, source: str)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     metadata = {"kind": config.model.kind, "config": fields}
-    folder = DataFolder.open(data)
     if config.task == "tokenizer":
-        return TokenizerTask(model, folder, seed=config.loop.seed, metadata=metadata, sets=config.sets)
-    image_tokenizer = _load_tokenizer(config, tokenizer, source)
-    codes = extract_codes(folder, image_tokenizer, views=config.views)
-    captions = None
-    if "label" not in folder.items[0]:
+        if is_shards(data):
+            raise ValueError(f"{data}: holds codes, and a tokenizer learns from pictures; give --data a data folder")
         try:
-            encoder = load("minilm", None, config.text)
+            return build_tokenizer_task(config, model, DataFolder.open(data), metadata)
         except ValueError as error:
-            raise ValueError(f"{source}: text: {error}") from None
-        captions = embed_captions(folder, encoder, name="minilm", settings=json.dumps(config.text, sort_keys=True))
-    _check(model, image_tokenizer, codes.shape[2], captions, folder, source)
+            raise ValueError(f"{source}: {error}") from None
+    opened = _open_shards if is_shards(data) else _open_folder
+    coded = opened(config, data, tokenizer, source)
+    _check(model, coded, source)
     if config.model.init is None:
-        model.start_from_codebook(image_tokenizer.codebook_kd)
+        model.start_from_codebook(coded.codebook_kd)
     common: dict[str, Any] = {
         "seed": config.loop.seed,
         "metadata": metadata,
+        "per_step": config.loop.batch_size * config.loop.accumulate,
         "condition_dropout": config.condition_dropout,
-        "balance": config.balance,
-        "everyday": config.everyday,
-        "sets": config.sets,
-        "tokenizer": image_tokenizer,
+        "tokenizer": coded.tokenizer,
     }
     if config.task == "ar":
-        return ARTask(model, folder, codes, captions, **common)
+        return ARTask(model, coded.buckets, **common)
     return MaskedTask(
         model,
-        folder,
-        codes,
-        captions,
+        coded.buckets,
         prefix_share=config.prefix_share,
         label_smoothing=config.label_smoothing,
         loss_on=config.loss_on,
@@ -121,41 +129,130 @@ def _build(config: TrainConfig, data: Path, tokenizer: Path | None, source: str)
     )
 
 
-def _load_tokenizer(config: TrainConfig, given: Path | None, source: str) -> Any:
-    weights = given or (Path(config.tokenizer) if config.tokenizer else None)
+@dataclass(frozen=True)
+class _Coded:
+    """The data of an AR or masked run, whatever stores it.
+
+    Attributes:
+        path: where it is.
+        buckets: its pictures, by grid.
+        places: tokens of the largest grid.
+        codebook_kd: of the tokenizer that made the codes.
+        tokenizer: that tokenizer, or None where it is not at hand.
+        text: tokens and width of embedded captions, or None where pictures have labels.
+        classes: number of classes, 0 where pictures have captions.
+    """
+
+    path: Path
+    buckets: Sequence[CodedPictures]
+    places: int
+    codebook_kd: Tensor
+    tokenizer: Any
+    text: tuple[int, int] | None
+    classes: int
+
+
+def _open_folder(config: TrainConfig, data: Path, given: Path | None, source: str) -> _Coded:
+    """A data folder: its codes and caption embeddings are made where they are not cached."""
+    folder = DataFolder.open(data)
     remedy = f"hybrid-train train-{config.data}-tokenizer makes one"
+    weights = given or (Path(config.tokenizer) if config.tokenizer else None)
     if weights is None:
         raise ValueError(f"{source}: tokenizer: name its weights here or with --tokenizer FILE; {remedy}")
     if not weights.exists():
         raise ValueError(f"{weights}: no such tokenizer; {remedy}, --tokenizer FILE names it")
-    return load("fsq", weights)
+    kind = read_weights(weights)[1].get("kind")
+    tokenizer = load(kind if kind in TRAINABLE["tokenizer"] else "fsq", weights)
+    codes = extract_codes(folder, tokenizer, views=config.views)
+    captions, text, classes = None, None, 0
+    if "label" in folder.items[0]:
+        classes = 1 + max(int(item["label"]) for item in folder.items)
+    else:
+        encoder = _minilm(config, source)
+        captions = embed_captions(folder, encoder, name="minilm", settings=json.dumps(config.text, sort_keys=True))
+        text = (captions.embedding_csd.shape[1], captions.embedding_csd.shape[2])
+    pictures = FolderPictures(
+        folder, codes, captions, sets=config.sets, balance=config.balance, everyday=config.everyday
+    )
+    return _Coded(data, [pictures], codes.shape[2], tokenizer.codebook_kd, tokenizer, text, classes)
 
 
-def _check(
-    model: Any, tokenizer: Any, places: int, captions: CaptionTable | None, folder: DataFolder, source: str
-) -> None:
+def _open_shards(config: TrainConfig, data: Path, given: Path | None, source: str) -> _Coded:
+    """Code shards. Their tokenizer is needed for sample sheets only; captions that came without embeddings get them."""
+    for key in ("sets", "balance", "everyday"):
+        if getattr(config, key):
+            raise ValueError(f"{source}: {key}: goes with a data folder of pictures; {data} holds codes")
+    shards = CodeShards(data)
+    tokenizer = _tokenizer_of(shards, given or (Path(config.tokenizer) if config.tokenizer else None))
+    if not shards.labelled:
+        if shards.text is None:
+            encoder = _minilm(config, source)
+            shards.embed(encoder, TextFormat.of(encoder, "minilm", config.text))
+        elif config.text and config.text != shards.text.config:
+            raise ValueError(
+                f"{source}: text: {config.text}, but the captions of {data} are embedded by {shards.text.name} with "
+                f"{dict(shards.text.config)}; leave text out"
+            )
+    text = (shards.text.tokens, shards.text.width) if shards.text is not None else None
+    buckets = shards.pictures(config.views)
+    classes = max((1 + int(bucket.labels.max()) for bucket in buckets if bucket.labels is not None), default=0)
+    places = max(parse_grid(name).places for name in shards.meta["grids"])
+    return _Coded(data, buckets, places, shards.codebook(), tokenizer, text, classes)
+
+
+def _tokenizer_of(shards: CodeShards, weights: Path | None) -> Any:
+    """The tokenizer that made the codes, or None where no file is named.
+
+    Raises:
+        ValueError: no such file, or another tokenizer.
+    """
+    if weights is None:
+        return None
+    made = shards.meta["tokenizer"]
+    if not weights.exists():
+        raise ValueError(f"{weights}: no such tokenizer; the codes of {shards.path} were made by {made['file']}")
+    tokenizer = load(made["kind"], weights, made["config"])
+    found = identity(tokenizer)
+    for part in ("codes", "codebook", "decoder"):
+        if found[part] != made[part]:
+            here, there = (str(each[part])[:8] for each in (found, made))
+            raise ValueError(
+                f"{weights}: is not the tokenizer that made the codes of {shards.path} ({part} {here}, expected "
+                f"{there}); give {made['file']} or leave it out"
+            )
+    return tokenizer
+
+
+def _minilm(config: TrainConfig, source: str) -> Any:
+    try:
+        return load("minilm", None, config.text)
+    except ValueError as error:
+        raise ValueError(f"{source}: text: {error}") from None
+
+
+def _check(model: Any, coded: _Coded, source: str) -> None:
     """The model fits the codes and the conditions of the data."""
-    size = len(tokenizer.codebook_kd)
+    size = len(coded.codebook_kd)
     if model.codebook_size != size:
         raise ValueError(
             f"{source}: model.config.vocab_size: {model.codebook_size}, but the tokenizer has {size} codes"
         )
-    if model.grid is not None and model.grid.places != places:
-        raise ValueError(f"{source}: model.config.block_size: {model.grid.places}, but pictures have {places} tokens")
-    if captions is None:
+    if model.grid is not None and model.grid.places != coded.places:
+        raise ValueError(
+            f"{source}: model.config.block_size: {model.grid.places}, but pictures have {coded.places} tokens"
+        )
+    if coded.text is None:
         if model.classes is None:
-            raise ValueError(
-                f"{source}: model.config.model_type: t2i needs captions, {folder.path} has labels; use c2i"
-            )
-        classes = 1 + max(int(item["label"]) for item in folder.items)
-        if classes > model.classes:
-            raise ValueError(f"{source}: model.config.num_classes: {model.classes}, but the data has {classes}")
+            raise ValueError(f"{source}: model.config.model_type: t2i needs captions, {coded.path} has labels; use c2i")
+        if coded.classes > model.classes:
+            raise ValueError(f"{source}: model.config.num_classes: {model.classes}, but the data has {coded.classes}")
         return
     if model.classes is not None:
-        raise ValueError(f"{source}: model.config.model_type: c2i needs labels, {folder.path} has captions; use t2i")
-    if (tokens := captions.embedding_csd.shape[1]) != model.text_tokens:
+        raise ValueError(f"{source}: model.config.model_type: c2i needs labels, {coded.path} has captions; use t2i")
+    tokens, width = coded.text
+    if tokens != model.text_tokens:
         raise ValueError(f"{source}: model.config.cls_token_num: {model.text_tokens}, but text gives {tokens}")
-    if (width := captions.embedding_csd.shape[2]) != model.text_width:
+    if width != model.text_width:
         raise ValueError(
             f"{source}: model.config.caption_dim: {model.text_width}, but the embeddings' width is {width}"
         )

@@ -1,4 +1,4 @@
-"""``hybrid-train CONFIG``: parse, call the loop, show its progress."""
+"""``hybrid-train CONFIG``: parse, call the loop, show its progress; or plan the run, or export its weights."""
 
 from __future__ import annotations
 
@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns 0; 2 after one line about a mistake; 128 + signal when stopped (130 after Ctrl-C)."""
-    parser = argparse.ArgumentParser(prog="hybrid-train", description="Train a tokenizer, an AR or a masked model.")
-    parser.add_argument("config", help="a YAML file, or the name of one shipped in hybrid.configs (train-fashion-ar)")
-    parser.add_argument("--out", type=Path, help="where checkpoints and the log go (default: runs/NAME)")
-    parser.add_argument("--data", type=Path, help="data folder (default: where hybrid-data writes it)")
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer weights for AR and masked training")
-    parser.add_argument("--steps", type=int, help="instead of the configuration's number of steps")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    arguments = parser.parse_args(argv)
+    arguments = options().parse_args(argv)
     try:
         return run(arguments)
     except (ValueError, OSError) as error:
@@ -36,6 +29,28 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hybrid-train: stopped; run the same command to go on from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def options() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = argparse.ArgumentParser(prog="hybrid-train", description="Train a tokenizer, an AR or a masked model.")
+    add = parser.add_argument
+    add("config", help="a YAML file, or the name of one shipped in hybrid.configs (train-fashion-ar)")
+    add("--out", type=Path, help="where checkpoints and the log go (default: runs/NAME)")
+    add("--data", type=Path, help="data folder (default: where hybrid-data writes it)")
+    add("--tokenizer", type=Path, help="tokenizer weights for AR and masked training")
+    add("--steps", type=int, help="instead of the configuration's number of steps")
+    add("--threads", type=int, help="CPU threads")
+    shards = "at the end, also write the weights to OUT/export: float16, an index and shards below MB megabytes"
+    add("--shard-mb", type=float, metavar="MB", help=shards)
+    add("--export-only", action="store_true", help="with --shard-mb: write the weights that OUT has, without training")
+    add = parser.add_argument_group("planning", "what the run costs, instead of training").add_argument
+    add("--plan", action="store_true", help="parameters, FLOPs, memory, epochs and hours on H100s")
+    steps = "--plan, and time steps of made-up data on this machine (default: one GPU's share of the batch)"
+    add("--measure", type=int, nargs="?", const=0, metavar="SAMPLES", help=steps)
+    add("--mfu", type=float, metavar="SHARE", help="share of an H100's peak to reckon with")
+    add("--gpus", type=int, help="GPUs to reckon with")
+    return parser
 
 
 class Stop:
@@ -78,14 +93,27 @@ def run(arguments: argparse.Namespace) -> int:
     loop = config.loop
     if arguments.steps is not None:
         loop = parse(LoopConfig, {**loop.model_dump(), "steps": arguments.steps}, "--steps")
+    config = config.model_copy(update={"loop": loop})
     out = arguments.out or Path("runs") / path.stem
     console = Console(quiet=os.environ.get("RANK", "0") != "0", highlight=False, soft_wrap=True)
 
-    if (done := finished(out, loop.steps)) is not None:
-        console.print(f"{out}: trained to step {done} already; --steps above {done} goes on, another --out starts anew")
-        return 0
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.plan or arguments.measure is not None:
+        from hybrid.plan_cli import show_plan
+
+        asked = {key: getattr(arguments, key) for key in ("data", "mfu", "gpus", "measure")}
+        show_plan(config, console, name=path.stem, **asked)
+        return 0
+    if arguments.export_only:
+        if arguments.shard_mb is None:
+            raise ValueError("--export-only: say how large a shard may be, such as --shard-mb 15")
+        export(out, arguments.shard_mb, console)
+        return 0
+    if (done := finished(out, loop.steps)) is not None:
+        console.print(f"{out}: trained to step {done} already; --steps above {done} goes on, another --out starts anew")
+        export(out, arguments.shard_mb, console)
+        return 0
     if config.task != "tokenizer":
         console.print("codes and captions: the first run makes them (minutes), later ones read them beside the data")
     task = build_task(config, data=arguments.data, tokenizer=arguments.tokenizer, source=str(path))
@@ -103,7 +131,20 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(f"stopped at step {last}, which is saved in {out}; the same command goes on")
         return 128 + stop.number
     console.print(f"done: {out / 'model.safetensors'}")
+    export(out, arguments.shard_mb, console)
     return 0
+
+
+def export(run: Path, shard_mb: float | None, console: Console) -> None:
+    """Write a run's weights in shards, where that is asked for; with several processes the first one does."""
+    if shard_mb is None or console.quiet:
+        return
+    from hybrid.export import FOLDER, export_weights, run_weights
+
+    source = run_weights(run)
+    shards = export_weights(source, run / FOLDER, shard_mb=shard_mb)
+    largest = max(shard.stat().st_size for shard in shards) / 1e6
+    console.print(f"{run / FOLDER}: {source.name} as float16, shards: {len(shards)}, the largest of {largest:.1f} MB")
 
 
 def show(progress: Iterable[Progress], loop: LoopConfig, console: Console) -> int:
@@ -112,7 +153,8 @@ def show(progress: Iterable[Progress], loop: LoopConfig, console: Console) -> in
     if not console.is_terminal:
         for entry in progress:
             last = entry.step
-            shown = " ".join(f"{name} {value:.4g}" for name, value in entry.figures.items())
+            figures = entry.figures.items()
+            shown = " ".join(f"{name} {value if isinstance(value, int) else f'{value:.4g}'}" for name, value in figures)
             console.print(f"step {last}/{loop.steps} {shown} left {clock(seconds_left(entry, loop))}")
         return last
     from rich.progress import BarColumn, SpinnerColumn, TextColumn
@@ -158,7 +200,8 @@ def speed(figures: Mapping[str, float]) -> str:
 def held_out(figures: Mapping[str, float]) -> str:
     """The figures of an evaluation, or "" where this step has none."""
     found = {name.removeprefix("eval_"): value for name, value in figures.items() if name.startswith("eval_")}
-    return "held-out " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()) if found else ""
+    best = f", best at step {figures['best_step']}" if "best_step" in figures else ""
+    return "held-out " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()) + best if found else ""
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ network's own dropout is keyed by step and process instead.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,10 +22,35 @@ from torch import Tensor, nn
 
 from hybrid.config import LoopConfig
 from hybrid.loss_plot import can_plot, plot_log
-from hybrid.optimization import Average, averaged, learning_rate, optimizers
-from hybrid.run_folder import Log, claim, latest_checkpoint, load_checkpoint, read_log, save_checkpoint, save_final
+from hybrid.optimization import Auxiliary, Average, averaged, learning_rate, optimizers
+from hybrid.run_folder import (
+    Best,
+    Log,
+    claim,
+    latest_checkpoint,
+    load_checkpoint,
+    read_best,
+    read_log,
+    save_best,
+    save_checkpoint,
+    save_final,
+)
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Merit:
+    """The figure of ``Task.evaluate`` by which one evaluation is better than another, and whether more is better."""
+
+    figure: str
+    higher: bool
+
+    def improves(self, value: float, best: Best | None) -> bool:
+        """Whether this value is the best so far; no number never is, and neither is an equal one."""
+        if best is None or best.figure != self.figure:
+            return not math.isnan(value)
+        return value > best.value if self.higher else value < best.value
 
 
 class Task(Protocol):
@@ -32,11 +58,15 @@ class Task(Protocol):
 
     Attributes:
         model: the network.
+        auxiliary: a network that trains beside it on the same loss, or None.
+        merit: what tells the best evaluation.
         places: tokens of one sample, for tokens per second; 0 where samples are pictures.
         units: what the figures are measured in, by name (without ``eval_``).
     """
 
     model: nn.Module
+    auxiliary: Auxiliary | None
+    merit: Merit
     places: int
     units: Mapping[str, str]
 
@@ -45,7 +75,10 @@ class Task(Protocol):
         ...
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of a batch, and figures to log. Pure arithmetic: this is what gets compiled."""
+        """Mean loss of a batch, the auxiliary network's included, and figures to log.
+
+        Pure arithmetic: this is what gets compiled.
+        """
         ...
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -96,6 +129,7 @@ class Loss(nn.Module):
     def __init__(self, task: Task, *, compile: bool) -> None:
         super().__init__()
         self.model = task.model
+        self.auxiliary = task.auxiliary.module if task.auxiliary is not None else None
         self.compute = torch.compile(task.loss, dynamic=False) if compile else task.loss
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -113,8 +147,9 @@ class Progress:
 def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
     """Train to ``config.steps``, resuming from the newest checkpoint in ``out``; yields one Progress a logged step.
 
-    Writes ``log.jsonl``, ``loss.png`` (where matplotlib is installed), ``step-N/`` checkpoints, ``samples/`` pictures
-    and at the end ``model.safetensors`` (the averaged weights where averaging is on).
+    Writes ``log.jsonl``, ``loss.png`` (where matplotlib is installed), ``step-N/`` checkpoints, ``samples/`` pictures,
+    ``best.safetensors`` after each evaluation that is the best so far, and at the end ``model.safetensors`` (both hold
+    the averaged weights where averaging is on).
 
     Args:
         task: what to train.
@@ -133,25 +168,27 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
     if share * accelerator.num_processes != config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} is not a multiple of {accelerator.num_processes} processes")
     model = task.model.to(accelerator.device).train()
+    auxiliary = task.auxiliary.module.to(accelerator.device).train() if task.auxiliary is not None else None
     average = Average(model, config.ema) if config.ema else None
-    optimizer_list = optimizers(model, config)
+    optimizer_list = optimizers(model, config, task.auxiliary)
     main = accelerator.is_main_process
     out.mkdir(parents=True, exist_ok=True)
     _held = claim(out) if main else None  # until this generator ends
     start = 0
     if found := latest_checkpoint(out):
         start = found[0]
-        load_checkpoint(found[1], model, average, optimizer_list, task.export())
+        load_checkpoint(found[1], model, average, optimizer_list, task.export(), auxiliary)
         logger.info("resumed %s at step %d", out, start)
     loss_of = accelerator.prepare(Loss(task, compile=config.compile))
     prepared = [accelerator.prepare(optimizer) for optimizer in optimizer_list]
     log = Log(out / "log.jsonl", start) if main else None
+    best = read_best(out) if start else None  # what lies there without a checkpoint is not this run's
 
     def save(step: int) -> None:
         if main:
-            if not all(bool(value.isfinite().all()) for value in model.parameters()):
+            if not all(bool(value.isfinite().all()) for value in loss_of.parameters()):
                 raise _diverged(step, "a weight is no finite number", config, out)
-            save_checkpoint(out, step, model, average, optimizer_list, task.export())
+            save_checkpoint(out, step, model, average, optimizer_list, task.export(), auxiliary)
             if can_plot():
                 plot_log(read_log(out / "log.jsonl"), task.units, out / "loss.png")
         accelerator.wait_for_everyone()
@@ -159,8 +196,14 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
     saved_at = window_start = time.monotonic()
     window_samples = 0
     for step in range(start, config.steps):
-        rate = learning_rate(step, peak=config.lr, warmup=config.warmup, steps=config.steps, schedule=config.schedule)
         for optimizer in optimizer_list:
+            rate = learning_rate(
+                step,
+                peak=optimizer.defaults["lr"],
+                warmup=config.warmup,
+                steps=config.steps,
+                schedule=config.schedule,
+            )
             for group in optimizer.param_groups:
                 group["lr"] = rate
         parts = []
@@ -172,7 +215,9 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
                 loss, figures = loss_of(batch)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), config.clip)
+                    for network in (model, auxiliary):
+                        if network is not None:
+                            accelerator.clip_grad_norm_(network.parameters(), config.clip)
                 for optimizer in prepared:
                     optimizer.step()
                     optimizer.zero_grad()
@@ -190,13 +235,14 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
         *values, halting, due = shared
         rest = dict(zip(figures, values[1:], strict=True))
         speed = window_samples / (time.monotonic() - window_start)
-        line = {"loss": values[0], "lr": rate, "samples_per_s": speed, **rest}
+        line = {"loss": values[0], "lr": optimizer_list[0].param_groups[0]["lr"], "samples_per_s": speed, **rest}
         if task.places:
             line["tokens_per_s"] = speed * task.places
         if not torch.isfinite(torch.tensor(values[0])):
             raise _diverged(done, f"the loss is {values[0]}", config, out)
         if log is not None:
-            line |= _show(task, model, average, accelerator, config, done, out)
+            shown, best = _show(task, model, average, accelerator, config, done, out, best)
+            line |= shown
             log.write(done, line)
         if (due or halting) and done < config.steps:
             save(done)
@@ -218,8 +264,10 @@ def _show(
     config: LoopConfig,
     done: int,
     out: Path,
-) -> dict[str, float]:
-    """Held-out figures and the sample picture, where this step is due for them, of the averaged weights."""
+    best: Best | None,
+) -> tuple[dict[str, float], Best | None]:
+    """Where this step is due for them: held-out figures of the averaged weights, these weights where they are the best
+    so far, and the sample picture."""
     last = done == config.steps
     evaluates = done % config.eval_every == 0 or last
     samples = config.sample_every and (done % config.sample_every == 0 or last)
@@ -229,10 +277,16 @@ def _show(
             if evaluates:
                 with accelerator.autocast():
                     found = {f"eval_{name}": value for name, value in task.evaluate(smooth).items()}
+                value = found[f"eval_{task.merit.figure}"]
+                if task.merit.improves(value, best):
+                    best = Best(done, task.merit.figure, value)
+                    save_best(out, best, smooth.state_dict(), task.export())
+                if best is not None:
+                    found["best_step"] = best.step
             if samples:
                 (out / "samples").mkdir(exist_ok=True)
                 task.sample(smooth, out / "samples" / f"{done:07d}.png")
-    return found
+    return found, best
 
 
 def _diverged(step: int, what: str, config: LoopConfig, out: Path) -> ValueError:

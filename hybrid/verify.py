@@ -200,7 +200,7 @@ def exact_generate(
     for what, expected, actual in pairs:
         if expected != actual:
             raise ValueError(f"{what}: expected {expected}, as the AR model has, got {actual}")
-    scales_n = place_scales(prefix, places)
+    scales_n = place_scales(prefix, grid)
     asked = ar_condition.cat(ar_null) if bool((scales_n != 1).any()) else ar_condition
     with phase("verify"):
         logits_bk, state = ar.prefill(asked, places)

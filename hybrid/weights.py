@@ -16,6 +16,9 @@ HUB = "hf://"
 _LLAMAGEN = "FoundationVision/LlamaGen"
 _LLAMAGEN_TEXT = "peizesun/llamagen_t2i"
 _HALTON = "llvictorll/Halton-MaskGIT"
+_RANDAR = "ziqipang/RandAR"
+_ARPG = "hp-l33/ARPG"
+_RAR = "yucornetto/RAR"
 PUBLISHED: dict[str, str] = {
     **{f"c2i_{size}_256.pt": _LLAMAGEN for size in ("B", "L")},
     **{f"c2i_{size}_384.pt": _LLAMAGEN for size in ("B", "L", "XL", "XXL", "3B")},
@@ -30,6 +33,13 @@ PUBLISHED: dict[str, str] = {
         for pixels in (256, 384)
         for size in ("tiny", "small", "base", "large", "xlarge")
     },
+    **{
+        f"randar_{model}_360k_bs_1024_lr_0.0004.safetensors": _RANDAR
+        for model in ("0.3b_llamagen", "0.7b_llamagen", "0.3b_maskgit")
+    },
+    **{f"arpg_{size}.pt": _ARPG for size in ("300m", "700m", "1b")},
+    **{f"rar_{size}.bin": _RAR for size in ("b", "l", "xl", "xxl")},
+    "maskgit-vqgan-imagenet-f16-256.bin": "fun-research/TiTok",
 }
 """Repository on huggingface.co of each original file, as the authors' own pages name them."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from hybrid.adapters import load
 from hybrid.adapters.lumina import Lumina, build
 from hybrid.adapters.lumina_config import CONFIGS, LuminaConfig, find_config
+from hybrid.adapters.lumina_net import rotary
 from hybrid.adapters.lumina_prompt import Ids, LuminaCondition, size_ids
 from hybrid.config import PairConfig, parse, read_yaml
 from hybrid.phases import Sampling
@@ -339,11 +341,15 @@ def test_head_norms_of_the_original_files_are_one_row_for_each_shard() -> None:
     assert torch.equal(model.model.layers[1].self_attn.k_norm.weight, row.expand(4, 8))
 
 
-def test_the_rotary_table_stays_exact_in_bfloat16() -> None:
-    table = net().model.rotary_emb.inv_freq
-    for model in (copy.deepcopy(net()).to(torch.bfloat16), load("lumina", PATH, dtype=torch.bfloat16)):
-        assert torch.equal(model.model.rotary_emb.inv_freq, table)
-        assert model.lm_head.weight.dtype == torch.bfloat16
+def test_rotary_angles_are_exact_whatever_the_weights_are() -> None:
+    table = rotary(torch.tensor([[0, 9311]]), 8, 10000.0)
+    assert table.dtype == torch.float32 and table[0, 0].tolist() == [[1, 0]] * 4
+    angles = [9311 / 10000 ** (pair / 4) for pair in range(4)]
+    assert table[0, 1].flatten().tolist() == pytest.approx(
+        [part for angle in angles for part in (math.cos(angle), math.sin(angle))], abs=1e-3
+    )
+    model = load("lumina", PATH, dtype=torch.bfloat16)
+    assert model.lm_head.weight.dtype == torch.bfloat16
     condition, forced = case(0)
     logits = model.score(forced, condition)
     assert logits.dtype == torch.float32

@@ -58,11 +58,34 @@ def test_linear_guidance_is_maskgils() -> None:
         )
 
 
+def test_guidance_along_places() -> None:
+    assert Guidance(4.0).along(6, 3) == [4] * 6
+    assert Guidance(5.0, "linear").along(5, 5) == [1, 2, 3, 4, 5]
+    assert Guidance(3.0, "interval", 0.25, 0.75).along(5, 5) == [1, 3, 3, 3, 1]
+    assert Guidance(3.0).along(1, 1) == [3] and Guidance(3.0, "linear").along(1, 1) == [1]
+
+
+def test_decaying_guidance_counts_sizes_codes_and_row_ends() -> None:
+    """16 rows of 4: n goes from 2 and passes a row's end at 6, which multiplies too; 1 - n / 16 falls to 0 at 16."""
+    fall = [math.prod(1 - n / 16 for n in range(2, last + 1)) for last in (2, 3, 4, 5, 7, 8, 9, 10, 12)]
+    scales = Guidance(1000.0, "decay").along(64, 4)
+    assert scales[:9] == pytest.approx([max(4, 1000 * f) for f in fall], rel=1e-12)
+    assert scales[7] > 4 and scales[12:] == [4] * 52
+    assert Guidance(4.0, "decay").along(64, 4) == [4] * 64
+    assert Guidance(1.0, "decay").along(64, 4) == [1] * 64 and not Guidance(1.0, "decay").needed(0.5)
+    with pytest.raises(ValueError, match="guidance scale 3: kind 'decay' falls to 4; give 1 "):
+        Guidance(3.0, "decay")
+    with pytest.raises(ValueError, match="guidance kind 'decay': counts an AR model's places"):
+        Guidance(5.0, "decay").at(0.5)
+
+
 def test_guidance_errors() -> None:
     for scale in (-1.0, INF, math.nan):
         with pytest.raises(ValueError, match=f"guidance scale {scale:g}: must be a number from 0"):
             Guidance(scale)
-    with pytest.raises(ValueError, match="guidance kind 'cosine': unknown; choose one of constant, linear, interval"):
+    with pytest.raises(
+        ValueError, match="guidance kind 'cosine': unknown; choose one of constant, linear, interval, decay"
+    ):
         Guidance(2.0, "cosine")
     for start, end in ((-0.1, 1.0), (0.0, 1.1), (0.6, 0.4)):
         with pytest.raises(ValueError, match=f"guidance start {start:g}, end {end:g}: must be 0 <= start <= end <= 1"):

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
@@ -107,6 +109,20 @@ def test_text_of_markup() -> None:
         "abcéé&nothing"
     )
     assert plain_text("a < b") == "a < b"
+
+
+def test_embeddings_equal_the_original(tmp_path: Path) -> None:
+    """LlamaGen's T5Embedder and the rotation of its sampling script: cleaning, truncation, encoder and left padding."""
+    path = GOLDEN / "t5_encoder.safetensors"
+    golden = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    for name in ("config", "tokenizer"):
+        (tmp_path / f"{name}.json").write_text(metadata[name])
+    save_file({key: tensor for key, tensor in golden.items() if "caption" not in key}, tmp_path / "model.safetensors")
+    embedding, mask = load("t5", tmp_path).encode(json.loads(metadata["captions"]))
+    assert mask.sum(1).tolist() == [4, 2, 11, 120] and torch.equal(mask, golden["caption_mask"])
+    torch.testing.assert_close(embedding, golden["caption_emb"], atol=1e-4, rtol=0)
 
 
 def test_embeddings_equal_transformers(folder: Path, t5: T5) -> None:

@@ -13,13 +13,14 @@ import tiny
 import torch
 from PIL import Image
 
+from hybrid.data.coded import FolderPictures
 from hybrid.data.codes import CaptionTable
 from hybrid.data.folder import DataFolder
 from hybrid.data.splits import group_weights, pick
 from hybrid.losses import mask_ratio
 from hybrid.tasks import ARTask, draw_mask
 from hybrid.training import sample_generator
-from hybrid.types import MASK
+from hybrid.types import MASK, Grid
 
 CPU = torch.device("cpu")
 
@@ -84,7 +85,7 @@ def test_a_sample_depends_on_its_number_only(folder: Path, kind: str) -> None:
 def test_an_epoch_shows_every_training_picture_once_and_no_other(folder: Path) -> None:
     task, _ = tiny.task("ar", folder, views=1, condition_dropout=0.0)
     tokens = task.batch(range(8, 16), CPU)["tokens"]
-    expected = np.asarray(task.codes[:8, 0], dtype=np.int64)
+    expected = task.buckets[0].tokens(range(8), [0] * 8)
     assert sorted(map(tuple, tokens.tolist())) == sorted(map(tuple, expected.tolist()))
 
 
@@ -104,7 +105,8 @@ def test_sets_choose_pictures(folder: Path) -> None:
     assert pick(data, "train", None).tolist() == list(range(8))
     assert pick(data, "train", ["fancy"]).tolist() == [1, 3, 5, 7]
     task, _ = tiny.task("masked", folder, sets=["plain"])
-    assert task.train.tolist() == [0, 2, 4, 6] and task.held.tolist() == [8, 10]
+    (pictures,) = task.buckets
+    assert pictures.train.tolist() == [0, 2, 4, 6] and pictures.held.tolist() == [8, 10]
     with pytest.raises(ValueError, match=r"sets: no set is called 'noto'; .* has fancy, plain"):
         pick(data, "train", ["plain", "noto"])
 
@@ -180,7 +182,8 @@ def test_captions_are_drawn_by_sample(tmp_path: Path) -> None:
     table = CaptionTable(names, embedding, np.ones((len(names), 2), dtype=np.bool_))
 
     class Recorder(torch.nn.Module):
-        def condition(self, prompts: Any) -> Any:
+        def condition(self, prompts: Any, grid: Grid) -> Any:
+            assert grid == Grid(2, 2)
             self.asked = prompts
             return self
 
@@ -189,7 +192,7 @@ def test_captions_are_drawn_by_sample(tmp_path: Path) -> None:
 
     model = Recorder()
     codes = np.arange(12, dtype=np.uint16)[:, None, None].repeat(2, 1).repeat(4, 2)  # a picture's codes are its number
-    task = ARTask(model, data, codes, table, seed=0, metadata={})
+    task = ARTask(model, [FolderPictures(data, codes, table)], seed=0, metadata={}, per_step=64)
     tokens = task.batch(range(64), CPU)["tokens"][:, 0].tolist()
     asked = [names[int(value)] for value in model.asked[0][:, 0, 0]]
     assert all(caption in records[picture]["captions"] for picture, caption in zip(tokens, asked, strict=True))

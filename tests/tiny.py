@@ -1,6 +1,7 @@
 """A tiny data folder and tiny models, small enough to train some steps in a test.
 
-Run as a script it trains, for the tests that need other processes: ``python tiny.py FOLDER OUT KIND,KIND LOOP_JSON``.
+Run as a script it trains, for the tests that need other processes: ``python tiny.py FOLDER OUT {KIND: CHANGES}``, the
+last as JSON.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def task(kind: str, folder: Path, **changes: Any) -> tuple[Any, LoopConfig]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in sys.argv[3].split(","):
-        chosen, loop_config = task(name, Path(sys.argv[1]), loop=json.loads(sys.argv[4]))
+    for name, changed in json.loads(sys.argv[3]).items():
+        chosen, loop_config = task(name, Path(sys.argv[1]), **changed)
         for _ in train(chosen, loop_config, Path(sys.argv[2]) / name):
             pass

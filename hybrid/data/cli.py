@@ -1,4 +1,4 @@
-"""`hybrid-data emoji|fashion`: builds a data folder and says what is in it."""
+"""`hybrid-data emoji|fashion` builds a data folder, `hybrid-data codes` code shards; both say what is in it."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hybrid.data import codes_cli
 from hybrid.data.folder import DataError, DataFolder, default_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0 when built, 2 with one line on stderr when it cannot be."""
     options = _parser().parse_args(argv)
-    source = Path(options.source) if options.source else None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if options.set == "codes":
+            print(codes_cli.run(options))
+            return 0
+        source = Path(options.source) if options.source else None
         if source is not None and not source.is_dir():
             raise DataError(f"--from {source}: no such folder")
         out = Path(options.out) if options.out else default_folder(options.set)
         data = _build(options, out, source)
     except DataError as error:
-        print(f"hybrid-data: {error}", file=sys.stderr)
+        print(f"hybrid-data: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("hybrid-data: interrupted, nothing was written", file=sys.stderr)
+        kept = "finished shards are kept, the same command goes on" if options.set == "codes" else "nothing was written"
+        print(f"hybrid-data: interrupted, {kept}", file=sys.stderr)
         return 130
     splits = ", ".join(f"{count} {split}" for split, count in data.meta["splits"].items())
     print(f"{data.path}: {len(data)} pictures ({splits}), {data.images.shape[1]} views each")
@@ -55,8 +60,8 @@ def _build(options: argparse.Namespace, out: Path, source: Path | None) -> DataF
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hybrid-data", description="Build the data of the embedded pairs.")
-    sets = parser.add_subparsers(dest="set", required=True, metavar="emoji|fashion")
+    parser = argparse.ArgumentParser(prog="hybrid-data", description="Build data for training.")
+    sets = parser.add_subparsers(dest="set", required=True, metavar="emoji|fashion|codes")
     for name, what in (("emoji", "captioned 64×64 emoji of eight icon sets"), ("fashion", "Fashion-MNIST at 32×32")):
         one = sets.add_parser(name, help=what, description=f"Build {what}.")
         one.add_argument("--out", metavar="DIR", help="folder to write (default: the cache, data/" + name + ")")
@@ -64,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         if name == "emoji":
             one.add_argument("--views", type=int, default=8, help="pictures of each drawing, the first plain (8)")
             one.add_argument("--seed", type=int, default=0, help="seed of the shifted, scaled, mirrored views (0)")
+    what = "tokens of pictures of one's own"
+    codes_cli.add_arguments(sets.add_parser("codes", help=what, description=f"Extract {what} into code shards."))
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,5 +58,14 @@ def pick(folder: DataFolder, split: str, sets: Sequence[str] | None) -> NDArray[
 def held_out(folder: DataFolder, sets: Sequence[str] | None) -> NDArray[np.int64]:
     """The pictures that evaluation looks at: up to EVAL_PICTURES, spread over the split that no model trains on."""
     split = "heldout" if any(item["split"] == "heldout" for item in folder.items) else "test"
-    held = pick(folder, split, sets)
-    return held[:: max(1, len(held) // EVAL_PICTURES)][:EVAL_PICTURES]
+    return spread(pick(folder, split, sets), EVAL_PICTURES)
+
+
+def spread(pictures: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """Up to ``number`` of the pictures, from all parts of their order."""
+    return pictures[:: max(1, len(pictures) // number)][:number]
+
+
+def is_held_out(key: str, share: float) -> bool:
+    """Whether a sample belongs to the ``share`` that no model trains on, by the sha256 of its key."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") < share * 2**64

@@ -1,0 +1,200 @@
+"""``hybrid-speak``: speech in, a picture that appears while one speaks out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hybrid.cli_options import DEFAULT_CONFIG, Parser
+
+EXAMPLES = """examples:
+  hybrid-speak                            the microphone, until you pause; picture.png appears and refines
+  hybrid-speak request.wav -o apple.png   a recording, heard at the pace it was spoken
+  arecord -f cd -d 3 | hybrid-speak -     standard input
+  hybrid-speak request.wav --budget-ms 400 --json
+
+Exit codes: 0 done, 2 a mistake (one line says which), 130 interrupted.
+"""
+PIECE = 0.05
+"""Seconds of sound in a piece."""
+
+PREVIEW = {"method": "masked", "steps": 4}
+PAUSE = 1.0
+"""Seconds without a new word that end listening to the microphone."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Returns 0, 2 after one line about a mistake, or 130 after Ctrl-C."""
+    parser = Parser(
+        prog="hybrid-speak",
+        usage="%(prog)s [FILE.wav|-] [-o FILE] [options]",
+        description="Draw what is said: previews while you speak, the hybrid's picture when you have finished.",
+        epilog=EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "source", nargs="?", metavar="FILE", help="WAV or FLAC; - is standard input (default: microphone)"
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("picture.png"), metavar="FILE", help="default: picture.png"
+    )
+    parser.add_argument(
+        "--config", default=DEFAULT_CONFIG, metavar="NAME", help=f"the pairing (default: {DEFAULT_CONFIG})"
+    )
+    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or mps")
+    parser.add_argument(
+        "--recogniser", default="moonshine", metavar="R", help="moonshine, or the folder of a Whisper model"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of every picture (default: 0)")
+    parser.add_argument("--scale", type=int, default=8, metavar="Z", help="save each pixel as Z x Z (default: 8)")
+    parser.add_argument(
+        "--budget-ms", type=float, metavar="MS", help="time of the final picture; chooses AR fraction and passes"
+    )
+    parser.add_argument("--fast", action="store_true", help="hear a file as quickly as it goes, not at its own pace")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    try:
+        return _run(parser.parse_args(argv))
+    except KeyboardInterrupt:
+        print("hybrid-speak: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        print(f"hybrid-speak: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _run(options: Namespace) -> int:
+    if options.scale < 1:
+        raise ValueError(f"--scale {options.scale}: must be at least 1")
+    if options.budget_ms is not None and not options.budget_ms > 0:
+        raise ValueError(f"--budget-ms {options.budget_ms:g}: must be above 0")
+    if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"--out {options.out}: use a name that ends in .png, .jpg or .webp")
+    if not options.out.resolve().parent.is_dir():
+        raise ValueError(f"--out {options.out}: no such folder: {options.out.parent}")
+    from hybrid.speech import read_sound
+
+    sound = None
+    if options.source is not None:
+        sound = read_sound(
+            sys.stdin.buffer if options.source == "-" else options.source,
+            "standard input" if options.source == "-" else None,
+        )
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from hybrid.adapters.speech import load_recogniser
+    from hybrid.pipeline import HybridPipeline
+    from hybrid.speak import Painter, Picture, live, measure
+
+    recogniser = load_recogniser(options.recogniser)
+    pipe = HybridPipeline.from_pretrained(options.config, device=options.device)
+    final: dict[str, Any] = {"method": "hybrid"}
+    cost = measure(pipe)
+    if options.budget_ms is not None:
+        fraction, steps = cost.choose(options.budget_ms / 1000)
+        final = {"ar_fraction": fraction, "steps": steps}
+    pictures: list[Picture] = []
+    tell = (lambda line: None) if options.json else (lambda line: print(line, flush=True))
+
+    def show(picture: Picture) -> None:
+        _save(picture.image, options.out, options.scale)
+        pictures.append(picture)
+        tell(f"{picture.kind}: {picture.prompt} ({1000 * (picture.done - picture.asked):.0f} ms) -> {options.out}")
+
+    painter = Painter(pipe, seed=options.seed, preview=PREVIEW, final=final, show=show)
+    pieces = _microphone(tell) if sound is None else _pieces(sound, pace=not options.fast)
+    listening = recogniser.listen()
+    spoken = _Pause(listening) if sound is None else listening
+    report = live(
+        pieces if sound is not None else spoken.until_pause(pieces),  # type: ignore[union-attr]
+        spoken,
+        painter,
+        pictures,
+        heard=lambda text, done: tell(f"{'heard' if done else '…'} {text}"),
+    )
+    told = asdict(report) | {"file": str(options.out), "seed": options.seed, "settings": final, "preview": PREVIEW}
+    if options.json:
+        print(json.dumps(told, ensure_ascii=False, indent=1))
+        return 0
+    first = "none was finished" if report.first_preview is None else f"{1000 * report.first_preview:.0f} ms"
+    print(
+        f"end of speech -> text {1000 * report.transcript:.0f} ms -> picture {1000 * report.final:.0f} ms; "
+        f"first preview after its words: {first}; {report.cancelled} cancelled"
+    )
+    return 0
+
+
+def _pieces(sound: Any, *, pace: bool) -> Iterator[tuple[Any, int]]:
+    """A recording piece by piece, each not before it was spoken."""
+    size, start = max(1, round(sound.rate * PIECE)), time.monotonic()
+    for first in range(0, len(sound.samples), size):
+        piece = sound.samples[first : first + size]
+        if pace:
+            time.sleep(max(0.0, start + (first + len(piece)) / sound.rate - time.monotonic()))
+        yield piece, sound.rate
+
+
+class _Pause:
+    """A ``Listening`` that ends the microphone once words were heard and none came for a while."""
+
+    def __init__(self, listening: Any) -> None:
+        self._listening, self._text, self._since = listening, "", time.monotonic()
+
+    def feed(self, samples: Any, rate: int) -> str | None:
+        text: str | None = self._listening.feed(samples, rate)
+        if text and text != self._text:
+            self._text, self._since = text, time.monotonic()
+        return text
+
+    def finish(self) -> str:
+        return str(self._listening.finish())
+
+    def until_pause(self, pieces: Iterator[tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
+        for piece in pieces:
+            yield piece
+            if self._text and time.monotonic() - self._since > PAUSE:
+                return
+
+
+def _microphone(tell: Any) -> Iterator[tuple[Any, int]]:
+    """Pieces from the default microphone.
+
+    Raises:
+        ValueError: no microphone, or no library to reach it.
+    """
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:
+        why = "pip install 'hybrid-imagegen[speech]'" if isinstance(error, ImportError) else "install PortAudio"
+        raise ValueError(f"no microphone: {error}; {why}, or give a file") from None
+    try:
+        stream = sounddevice.InputStream(channels=1, dtype="float32")
+        stream.start()
+    except sounddevice.PortAudioError as error:
+        raise ValueError(f"no microphone: {error}; plug one in, or give a file") from None
+    tell("listening; speak, then pause")
+    with stream:
+        rate = int(stream.samplerate)
+        while True:
+            samples, _ = stream.read(round(rate * PIECE))
+            yield samples[:, 0], rate
+
+
+def _save(image: Any, path: Path, scale: int) -> None:
+    """Whole or not at all, since somebody may be watching the file."""
+    from PIL import Image
+
+    large = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST) if scale > 1 else image
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    large.save(part)
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
