@@ -39,6 +39,7 @@ def options() -> argparse.ArgumentParser:
     add("--out", type=Path, help="where checkpoints and the log go (default: runs/NAME)")
     add("--data", type=Path, help="data folder (default: where hybrid-data writes it)")
     add("--tokenizer", type=Path, help="tokenizer weights for AR and masked training")
+    add("--init", type=Path, metavar="FILE", help="weights to start from, instead of the configuration's model.init")
     add("--steps", type=int, help="instead of the configuration's number of steps")
     add("--threads", type=int, help="CPU threads")
     shards = "at the end, also write the weights to OUT/export: float16, an index and shards below MB megabytes"
@@ -94,6 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.steps is not None:
         loop = parse(LoopConfig, {**loop.model_dump(), "steps": arguments.steps}, "--steps")
     config = config.model_copy(update={"loop": loop})
+    if arguments.init is not None:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(arguments.init)})})
     out = arguments.out or Path("runs") / path.stem
     console = Console(quiet=os.environ.get("RANK", "0") != "0", highlight=False, soft_wrap=True)
 

@@ -442,9 +442,21 @@ def test_the_command_trains_and_says_when_it_is_done(
     assert command("--steps", "2") == 0 and finished(tmp_path / "out", 2) == 2
 
 
+def test_training_starts_from_given_weights(command: Callable[..., int], tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    assert command("--out", str(start), "--steps", "1") == 0
+    barely = {"loop": {**tiny.config("ar").loop.model_dump(mode="json"), "lr": 1e-12, "ema": 0, "steps": 1}}
+    assert command("--init", str(start / "model.safetensors"), **barely) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, tmp_path / "out"))
+    for key, value in before.items():
+        torch.testing.assert_close(after[key], value, atol=1e-6, rtol=0)
+    assert any(not torch.equal(value, after[key]) for key, value in before.items())
+
+
 @pytest.mark.parametrize(
     ("arguments", "changes", "message"),
     [
+        (("--init", "no.safetensors"), {}, "no.safetensors: no such file or folder"),
         ((), {"balanse": 1}, "unknown key 'balanse'; did you mean 'balance'?"),
         (("--data", "/nowhere"), {}, "/nowhere: no such data folder; build it with: hybrid-data tiny --out /nowhere"),
         (("--tokenizer", "no.safetensors"), {}, "no.safetensors: no such tokenizer; hybrid-train train-tiny-tokenizer"),
