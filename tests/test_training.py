@@ -21,6 +21,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from rich.console import Console
+from safetensors.torch import load_file
 from torch import nn
 
 from hybrid import run_folder
