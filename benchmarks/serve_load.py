@@ -1,0 +1,146 @@
+"""Load on a running ``hybrid-serve``: many clients for a while, then what they waited, what failed and what it cost.
+
+    python -m hybrid.benchmarks.serve_load http://127.0.0.1:8000 --clients 50 --seconds 60
+
+This file knows the API and its counters. It starts no server. A client that is refused with 429 waits as long as the
+answer says and asks again. Needs the package ``httpx``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+PROMPTS = ("a red apple", "a blue car", "a smiling cat", "a green tree", "an umbrella", "a pizza", "a full moon")
+MEMORY, BATCHES, DRAWN = "process_resident_memory_bytes", "hybrid_batch_pictures_count", "hybrid_pictures_total"
+
+
+@dataclass
+class Tally:
+    """What the clients saw: seconds of each finished request, and how many ended in which way."""
+
+    seconds: list[float] = field(default_factory=list)
+    ends: Counter[str] = field(default_factory=Counter)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of them does not exceed (nearest rank).
+
+    Raises:
+        ValueError: no values.
+    """
+    if not values:
+        raise ValueError("no request was finished, so there is nothing to measure")
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def read_counters(text: str) -> dict[str, float]:
+    """Prometheus' text by name and labels."""
+    lines = (line for line in text.splitlines() if line and not line.startswith("#"))
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def summary(tally: Tally, before: dict[str, float], after: dict[str, float], lasted: float) -> dict[str, Any]:
+    """The result as one JSON object; memory in MiB."""
+    drawn, batches = (after[name] - before[name] for name in (DRAWN, BATCHES))
+    errors = {end: count for end, count in tally.ends.items() if end not in ("200", "429")}
+    return {
+        "finished": len(tally.seconds),
+        "refused_429": tally.ends["429"],
+        "errors": errors,
+        "seconds": {name: round(quantile(tally.seconds, share), 3) for name, share in (("p50", 0.5), ("p95", 0.95))},
+        "pictures_per_second": round(drawn / lasted, 2),
+        "pictures_per_batch": round(drawn / batches, 2) if batches else 0.0,
+        "memory": {"before": round(before[MEMORY] / 2**20, 1), "after": round(after[MEMORY] / 2**20, 1)},
+    }
+
+
+async def _client(http: Any, body: dict[str, Any], number: int, end: float, tally: Tally) -> None:
+    turn = 0
+    while time.monotonic() < end:
+        asked = body | {"prompt": PROMPTS[(number + turn) % len(PROMPTS)], "seed": 1000 * number + turn}
+        began = time.monotonic()
+        try:
+            answer = await http.post("/v1/images/generations", json=asked)
+        except Exception as error:
+            tally.ends[type(error).__name__] += 1
+            await asyncio.sleep(1.0)
+            continue
+        tally.ends[str(answer.status_code)] += 1
+        if answer.status_code == 429:
+            await asyncio.sleep(min(float(answer.headers["retry-after"]), max(0.0, end - time.monotonic())))
+            continue
+        if answer.status_code == 200:
+            tally.seconds.append(time.monotonic() - began)
+        turn += 1
+
+
+async def measure(
+    address: str, clients: int, seconds: float, body: dict[str, Any], token: str | None
+) -> dict[str, Any]:
+    """Load a server and sum up.
+
+    Args:
+        address: of the server.
+        clients: at once.
+        seconds: after which clients ask no more; what is under way is waited for.
+        body: the request beside prompt and seed.
+        token: the server's, if it asks for one.
+
+    Raises:
+        ValueError: no server there, or nothing was finished.
+    """
+    import httpx
+
+    limits = httpx.Limits(max_connections=clients + 2)
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits, headers=headers) as http:
+
+        async def counters() -> dict[str, float]:
+            answer = await http.get("/metrics")
+            if answer.status_code != 200:
+                raise ValueError(f"{address}/metrics: answered {answer.status_code}; is the --token right?")
+            return read_counters(answer.text)
+
+        try:
+            await http.post("/v1/images/generations", json=body | {"prompt": PROMPTS[0]})
+            before = await counters()
+        except httpx.TransportError as error:
+            raise ValueError(f"{address}: no server answers there ({error}); start hybrid-serve first") from None
+        tally, began = Tally(), time.monotonic()
+        end = began + seconds
+        await asyncio.gather(*(_client(http, body, number, end, tally) for number in range(clients)))
+        return summary(tally, before, await counters(), time.monotonic() - began)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Returns 0, 1 where there was an error other than 429, or 2 after one line about a mistake."""
+    parser = argparse.ArgumentParser(prog="serve_load", description="Load a running hybrid-serve and sum up.")
+    parser.add_argument("address", help="such as http://127.0.0.1:8000")
+    parser.add_argument("--clients", type=int, default=50, help="at once (default: 50)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for so long (default: 60)")
+    parser.add_argument("--method", help="hybrid, ar, masked, … (default: the model's own)")
+    parser.add_argument("--token", help="the server's token")
+    options = parser.parse_args(argv)
+    body = {} if options.method is None else {"method": options.method}
+    try:
+        if options.clients < 1 or not options.seconds > 0:
+            raise ValueError("--clients must be at least 1 and --seconds above 0")
+        result = asyncio.run(measure(options.address, options.clients, options.seconds, body, options.token))
+    except (ValueError, ImportError) as error:
+        print(f"serve_load: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps({"clients": options.clients, "asked_for_seconds": options.seconds} | result, indent=1))
+    return 1 if result["errors"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

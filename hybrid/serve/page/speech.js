@@ -1,0 +1,44 @@
+// The microphone button: words while one speaks, and once more when one has spoken.
+
+import { transcribe } from "./api.js";
+import { listen } from "./mic.js";
+
+// `heard(text, last)` gets what was understood so far; `failed(message)` why nothing is.
+export function wireSpeech(button, { heard, say, failed }) {
+  let stop = null;
+  let asking = false;
+
+  async function end(lastWords) {
+    const ending = stop;
+    stop = null;
+    button.setAttribute("aria-pressed", "false");
+    await ending(lastWords);
+  }
+
+  async function understand(recording, last) {
+    if (asking && !last) return;
+    asking = true;
+    try {
+      const text = (await transcribe(recording)).trim();
+      if (text) heard(text, last);
+      else if (last) say("Nothing was heard.");
+    } catch (error) {
+      if (stop) end(false);
+      failed(error.message);
+    } finally {
+      asking = false;
+    }
+  }
+
+  button.addEventListener("click", async () => {
+    if (stop) return end(true);
+    failed("");
+    try {
+      stop = await listen(understand);
+      button.setAttribute("aria-pressed", "true");
+      say("Listening. Press again when you have said it.");
+    } catch (error) {
+      failed(error.message);
+    }
+  });
+}

@@ -1,0 +1,285 @@
+"""The page of ``hybrid-serve`` in a real headless Chromium, over a real server."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pairs import class_pair
+from serving import PATIENCE, Paced, listening
+
+pytestmark = pytest.mark.slow
+webdriver = pytest.importorskip("selenium.webdriver")
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --window-size=1200,1000 "
+    "--use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
+)
+
+
+@pytest.fixture(scope="module")
+def paced() -> Paced:
+    return Paced(class_pair())
+
+
+@pytest.fixture(scope="module")
+def address(paced: Paced) -> Iterator[str]:
+    with listening(paced) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    folder = tmp_path_factory.mktemp("chromium")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS.split(), f"--user-data-dir={folder / 'profile'}"):
+        options.add_argument(flag)
+    options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.folder = folder  # type: ignore[attr-defined]
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """What a person does and sees."""
+
+    def __init__(self, browser: Any, address: str) -> None:
+        self.browser, self.address = browser, address
+
+    def open(self, hash: str = "") -> None:
+        self.browser.get("about:blank")
+        self.browser.get(f"{self.address}/{hash}")
+        self.until(lambda: self["about"].text.startswith("tiny"))
+
+    def __getitem__(self, name: str) -> Any:
+        return self.browser.find_element("id", name)
+
+    def all(self, selector: str) -> list[Any]:
+        found: list[Any] = self.browser.find_elements("css selector", selector)
+        return found
+
+    def until(self, seen: Callable[[], Any]) -> Any:
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.browser, PATIENCE, poll_frequency=0.02).until(lambda _: seen())
+
+    def until_done(self) -> None:
+        self.until(lambda: self["draw"].text == "Draw" and self.status.startswith(("Done", "Hybrid")))
+
+    @property
+    def status(self) -> str:
+        return str(self["status"].text)
+
+    def type(self, text: str) -> None:
+        self["prompt"].clear()
+        self["prompt"].send_keys(text)
+
+    def live(self, on: bool) -> None:
+        if self["live"].is_selected() != on:
+            self["live"].click()
+
+    def alpha(self) -> float:
+        """Share of the first picture that is there."""
+        script = """const c = document.querySelector("canvas.pixels");
+            const d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+            return d.filter((v, i) => i % 4 == 3 && v == 255).length / (d.length / 4);"""
+        return float(self.browser.execute_script(script))
+
+    def pixels(self) -> str:
+        return str(self.browser.execute_script('return document.querySelector("canvas.pixels").toDataURL()'))
+
+
+@pytest.fixture
+def page(browser: Any, address: str, paced: Paced) -> Iterator[Page]:
+    paced.pace = 0.0
+    page = Page(browser, address)
+    page.open()
+    browser.execute_script("localStorage.clear()")
+    page.open()
+    page.live(False)
+    yield page
+    told = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    problems = [entry for entry in told if entry["source"] != "network"]  # refusals are tested by what is shown
+    assert problems == []
+
+
+def test_type_and_previews_arrive_row_by_row_and_pass_by_pass(page: Page, paced: Paced) -> None:
+    paced.pace = 0.3
+    page.type("bag\n")
+    shares: list[float] = []
+    while page["draw"].text == "Cancel" or not shares:
+        if (share := page.alpha()) not in shares:
+            shares.append(share)
+    page.until_done()
+    assert len(shares) >= 3 and shares == sorted(shares) and page.alpha() == 1
+    assert len(page.all(".ticks i.prefix.on")) == 1 and len(page.all(".ticks i.fill.on")) == 4
+    assert "4 + 4 passes" in page.all("figcaption")[0].text
+
+
+def test_escape_and_the_button_cancel(page: Page, paced: Paced) -> None:
+    paced.pace = 0.4
+    for stop in (lambda: page["prompt"].send_keys("\ue00c"), lambda: page["draw"].click()):
+        page.type("bag\n")
+        page.until(lambda: page.all(".ticks i.on"))
+        before = paced.steps
+        stop()
+        page.until(lambda: page.status == "Cancelled.")
+        assert page["draw"].text == "Draw"
+        page.until(
+            lambda: page.browser.execute_async_script(
+                "fetch('/health').then(r => r.json()).then(h => arguments[0](h.running === 0))"
+            )
+        )
+        assert paced.steps - before < 5
+
+
+def test_typing_draws_by_itself_and_new_letters_cancel(page: Page, paced: Paced) -> None:
+    page.live(True)
+    paced.pace = 0.1
+    page.type("bag")
+    page.until(lambda: page["draw"].text == "Cancel")
+    page["prompt"].send_keys("x")
+    assert page["draw"].text == "Draw"
+    page.until(lambda: page["problem"].is_displayed())
+    assert page["problem"].text.startswith("prompt 'bagx': not a class of tiny")
+    page["prompt"].send_keys("\ue003")
+    page.until_done()
+    assert not page["problem"].is_displayed()
+
+
+def test_compare_shows_three_with_times_and_one_overlay(page: Page) -> None:
+    page.type("bag")
+    page["compare"].click()
+    page.until_done()
+    captions = [caption.text for caption in page.all("figcaption")]
+    assert [caption.split()[0] for caption in captions] == ["AR", "Hybrid", "Masked"]
+    assert all(" s " in caption or " s\n" in caption for caption in captions) and "×" in captions[1]
+    assert "as fast as AR" in page.status
+    page["overlay"].click()
+    assert page["legend"].is_displayed()
+    colours = page.browser.execute_script("""return [...document.querySelectorAll("canvas.origin")].map((c) => {
+        const d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data, seen = new Set();
+        for (let i = 0; i < d.length; i += 4) seen.add(d.slice(i, i + 3).join());
+        return seen.size; })""")
+    assert colours == [1, 5, 4]
+
+
+def test_a_link_draws_the_same_again_and_history_leads_back(page: Page) -> None:
+    page.type("sneaker")
+    page["seed"].clear()
+    page["seed"].send_keys("7")
+    page.browser.execute_script("document.querySelector('input[value=masked]').click()")
+    page["steps"].send_keys("\ue012")
+    page["draw"].click()
+    page.until_done()
+    first, link = page.pixels(), page.browser.current_url
+    assert link.endswith("#p=sneaker&seed=7&method=masked&steps=3")
+    page.type("bag\n")
+    page.until(lambda: "p=bag" in page.browser.current_url)
+    page.open(link.split("/")[-1])
+    page.until_done()
+    assert page.pixels() == first
+    assert [entry.text for entry in page.all("#history span")] == ["sneaker", "bag"]
+    page.all("#history a")[1].click()
+    page.until(lambda: page["prompt"].get_attribute("value") == "bag")
+    page.until_done()
+    page.browser.back()
+    page.until(lambda: page["prompt"].get_attribute("value") == "sneaker")
+
+
+def test_a_brush_repaints_its_places_only(page: Page) -> None:
+    from selenium.webdriver import ActionChains
+
+    page.type("bag\n")
+    page.until_done()
+    before = page.pixels()
+    page["brush"].click()
+    mask = page.all("canvas.mask")[0]
+    left, top = -mask.size["width"] // 2, -mask.size["height"] // 2
+    ActionChains(page.browser).move_to_element_with_offset(mask, left + 20, top + 20).click_and_hold().move_by_offset(
+        40, 0
+    ).release().perform()
+    page["seed"].clear()
+    page["seed"].send_keys("99")
+    page["draw"].click()
+    page.until(lambda: "seed 99" in page.status)
+    origin = page.browser.execute_script("""const c = document.querySelector("canvas.origin");
+        const d = c.getContext("2d").getImageData(0, 0, 4, 4).data;
+        return [...Array(16).keys()].filter((i) => d[4 * i + 3] > 0);""")
+    assert origin and set(origin) <= {0, 1, 2, 4, 5, 6} and page.pixels() != before
+
+
+def test_the_brush_works_by_keys(page: Page) -> None:
+    page.type("bag\n")
+    page.until_done()
+    page["brush"].click()
+    mask = page.all("canvas.mask")[0]
+    mask.send_keys("\ue013 ")
+    painted = page.browser.execute_script("""const d = document.querySelector("canvas.mask").getContext("2d")
+        .getImageData(0, 0, 4, 4).data; return [...Array(16).keys()].filter((i) => d[4 * i + 3] > 0);""")
+    assert painted == [6, 7, 10, 11]
+    page["clear"].click()
+    page["draw"].click()
+    page.until_done()
+
+
+def test_a_download_is_the_picture_with_its_settings(page: Page) -> None:
+    from hybrid.picture_files import read_settings
+
+    page.type("bag")
+    page["seed"].clear()
+    page["seed"].send_keys("5\n")
+    page.until_done()
+    page["download"].click()
+    file: Path = page.browser.folder / "bag-5.png"
+    page.until(file.is_file)
+    assert (read_settings(file).prompt, read_settings(file).seed) == ("bag", 5)
+
+
+def test_the_microphone_says_what_is_missing(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hybrid.speech", None)
+    page["mic"].click()
+    page.until(lambda: page["problem"].is_displayed())
+    assert page["problem"].text.startswith("no speech recognition here; install it with")
+    assert page["mic"].get_attribute("aria-pressed") == "false"
+
+
+def test_every_control_has_a_name_and_nothing_comes_from_elsewhere(page: Page) -> None:
+    nameless = page.browser.execute_script("""return [...document.querySelectorAll("button, input, a")]
+        .filter((e) => !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map((e) => e.outerHTML)""")
+    assert nameless == []
+    urls = page.browser.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert urls and all(url.startswith(page.address) for url in urls)
+
+
+def test_the_page_fits_a_phone(page: Page) -> None:
+    metrics = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        page.type("bag")
+        page.browser.execute_script("document.getElementById('compare').click()")
+        page.until_done()
+        assert page.browser.execute_script("return document.documentElement.scrollWidth") == 360
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_token_is_asked_for(browser: Any) -> None:
+    with listening(class_pair(), token="sesame") as address:
+        page = Page(browser, address)
+        browser.get(address)
+        page.until(lambda: page["login"].is_displayed())
+        page["token"].send_keys("sesame\n")
+        page.until(lambda: page["about"].text.startswith("tiny"))
+    browser.get_log("browser")
