@@ -90,9 +90,11 @@ class FSQTokenizer(nn.Module):
         return prod(self.levels)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weights that give the decoder's pixels."""
-        return self.decoder[-1].weight
+        weight = self.decoder[-1].weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     def latent(self, images_bchw: Tensor) -> Tensor:
         """The bounded latent (b, levels, h, w) of RGB images before quantisation, each coordinate in [-1, 1].

@@ -44,9 +44,10 @@ def read_ids(vocabulary: Mapping[str, int], begin: str | None) -> Ids:
     sizes = {
         int(match[1]) - 8800: number for name, number in vocabulary.items() if (match := SIZE_NAME.fullmatch(name))
     }
-    for name in (END_OF_TURN, "<reserved08801>", begin):
-        if name is not None and name not in vocabulary:
-            raise ValueError(f"vocabulary: has no {name}")
+    needed = (END_OF_TURN, "<reserved08801>", *(() if begin is None else (begin,)))
+    for wanted in needed:
+        if wanted not in vocabulary:
+            raise ValueError(f"vocabulary: has no {wanted}")
     begin_id = None if begin is None else vocabulary[begin]
     return replace(IDS, sizes=sizes, begin=begin_id, end_of_turn=vocabulary[END_OF_TURN])
 

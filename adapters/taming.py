@@ -109,7 +109,7 @@ class VQTokenizer(nn.Module):
         return self.quantize.embedding.num_embeddings
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weights that give the decoder's pixels."""
         return self.decoder.conv_out.weight
 
