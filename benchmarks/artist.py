@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +40,31 @@ class Method:
     name: str
     ar_fraction: float
     steps: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this way from others."""
+        return asdict(self)
+
+    def request(self) -> dict[str, Any]:
+        """Arguments of ``HybridPipeline``."""
+        return {"ar_fraction": self.ar_fraction, "steps": self.steps, "method": "hybrid"}
+
+
+class Way(Protocol):
+    """A way to draw: ``Method``, or a sweep's ``Point``."""
+
+    @property
+    def name(self) -> str:
+        """What files are called after."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this way from others."""
+        ...
+
+    def request(self) -> dict[str, Any]:
+        """Arguments of ``HybridPipeline``, without prompt and seed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -103,12 +128,12 @@ class Artist:
         self.pipeline, self.network, self.cache, self.told = pipeline, network, cache, told
         self._weights = tuple(sorted(weights.items()))
 
-    def settings(self, method: Method) -> dict[str, Any]:
+    def settings(self, method: Way) -> dict[str, Any]:
         """What a method's pictures depend on beside weights, prompts and seeds."""
         dtype = str(self.pipeline.dtype).removeprefix("torch.")
-        return {**asdict(method), "dtype": dtype, "defaults": self.pipeline.defaults.model_dump()}
+        return {**method.identity(), "dtype": dtype, "defaults": self.pipeline.defaults.model_dump()}
 
-    def draw(self, method: Method, prompts: Sequence[str | int], seed: int) -> Drawn:
+    def draw(self, method: Way, prompts: Sequence[str | int], seed: int) -> Drawn:
         """One picture of each prompt, picture i with seed + i, in batches of 64."""
         parts = []
         for start in range(0, len(prompts), BATCH):
@@ -136,15 +161,8 @@ class Artist:
         """Drawn pictures as 8-bit pixels (n, h, w, 3), as they would be saved."""
         return self._decode(drawn.tokens_nk, drawn.grid)
 
-    def _tokens(self, method: Method, prompts: list[str | int], seed: int) -> NDArray[np.uint16]:
-        drawn = self.pipeline(
-            prompts,
-            ar_fraction=method.ar_fraction,
-            steps=method.steps,
-            seed=seed,
-            method="hybrid",
-            output_type="tokens",
-        )
+    def _tokens(self, method: Way, prompts: list[str | int], seed: int) -> NDArray[np.uint16]:
+        drawn = self.pipeline(prompts, **method.request(), seed=seed, output_type="tokens")
         return drawn.tokens.cpu().numpy().astype(np.uint16)
 
     @torch.inference_mode()

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import cli_ablate
+from .cli_sweep import add_commands
+
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns 0; 2 after one line about a mistake; 130 after Ctrl-C."""
@@ -36,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("--out", type=Path, metavar="FILE", help="default: figures.json beside the pair's weights")
     figures.add_argument("--threads", type=int, help="CPU threads")
     figures.set_defaults(call=_figures)
+    add_commands(commands)
+    cli_ablate.add_command(commands)
     return parser
 
 

@@ -9,6 +9,7 @@ network's own dropout is keyed by step and process instead.
 from __future__ import annotations
 
 import logging
+import os
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -144,6 +145,12 @@ class Progress:
     figures: Mapping[str, float]
 
 
+def _on_cpu(config: LoopConfig) -> bool:
+    """Whether to compute on the CPU. accelerate joins several processes without a GPU only where it is told so."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return config.device == "cpu" or (several and not torch.cuda.is_available())
+
+
 def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
     """Train to ``config.steps``, resuming from the newest checkpoint in ``out``; yields one Progress a logged step.
 
@@ -162,7 +169,7 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
         OSError: the disk is full or ``out`` cannot be written; the last good checkpoint is untouched.
     """
     accelerator = Accelerator(
-        mixed_precision=config.precision, gradient_accumulation_steps=config.accumulate, cpu=config.device == "cpu"
+        mixed_precision=config.precision, gradient_accumulation_steps=config.accumulate, cpu=_on_cpu(config)
     )
     share = config.batch_size // accelerator.num_processes
     if share * accelerator.num_processes != config.batch_size:

@@ -301,7 +301,8 @@ def test_two_processes_equal_one_with_twice_the_batch(folder: Path, tmp_path: Pa
     loop = {"optimizer": "muon", "save_seconds": 0, "log_every": 3}
     runs: dict[str, Any] = {"tokenizer": {"loop": loop, "adversarial": ADVERSARIAL}, "masked": {"loop": loop}}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [str(Path(tiny.__file__)), str(folder), str(tmp_path / "two"), json.dumps(runs)]
+    asked = {kind: changes | {"loop": loop | {"device": "auto"}} for kind, changes in runs.items()}  # as users run it
+    script = [str(Path(tiny.__file__)), str(folder), str(tmp_path / "two"), json.dumps(asked)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*command, *script], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]

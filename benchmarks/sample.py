@@ -1,0 +1,128 @@
+"""``hybrid-bench sample``: many pictures for others to evaluate, by one process or by several under ``torchrun``.
+
+    DIR/request.json       what is drawn; another request in the same folder is refused
+    DIR/parts/*.npz        64 pictures each, whole or absent: a kill loses at most one part of each process
+    DIR/png/*.png          every picture by its number
+    DIR/samples.npz        arr_0 uint8 (n, h, w, 3), and arr_1 int64 (n,) labels where prompts are classes: the layout
+                           of ADM's evaluation suite (Dhariwal and Nichol, arXiv 2105.05233)
+
+Picture i has seed + i and prompt i modulo their number, and is drawn in the same batch, however many processes there
+are: process r of w draws parts r, r + w, r + 2w, …
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .figures import write_json
+
+PART = 64
+Told = Callable[[str, int, int], Any]
+
+
+def draw_parts(
+    pipeline: Any,
+    prompts: Sequence[str | int],
+    count: int,
+    out: Path,
+    *,
+    settings: Mapping[str, Any],
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    told: Told = lambda what, done, total: None,
+) -> int:
+    """Draw the parts of one process that are missing. Returns how many it drew.
+
+    Args:
+        pipeline: the pairing.
+        prompts: asked for in turn, again and again.
+        count: pictures of all processes together.
+        out: the folder.
+        settings: further arguments of ``HybridPipeline``.
+        seed: of the first picture.
+        rank, world: number of this process, and of processes.
+        told: called with (what, done, total) parts of this process.
+    """
+    own = list(range(rank, len(range(0, count, PART)), world))
+    drawn = 0
+    for done, part in enumerate(own, 1):
+        path = part_path(out, part)
+        if not path.is_file():
+            first = part * PART
+            places = range(first, min(first + PART, count))
+            asked = [prompts[place % len(prompts)] for place in places]
+            images = pipeline(asked, seed=seed + first, output_type="pil", **settings).images
+            _write_part(path, out / "png", first, np.stack([np.asarray(image) for image in images]))
+            drawn += 1
+        told(f"process {rank}", done, len(own))
+    return drawn
+
+
+def prepare(out: Path, request: Mapping[str, Any]) -> None:
+    """Remember what a folder holds.
+
+    Raises:
+        ValueError: it holds pictures of another request.
+    """
+    path = out / "request.json"
+    if path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in json.loads(json.dumps(request)).items():
+            if name != "pictures" and known.get(name) != value:
+                raise ValueError(f"{out}: holds pictures with another {name}; use another --out")
+        # A part at the end of a shorter request is not full; a longer one draws it anew.
+        if known["pictures"] != request["pictures"]:
+            part_path(out, known["pictures"] // PART).unlink(missing_ok=True)
+    write_json(path, request)
+
+
+def merge(out: Path, prompts: Sequence[str | int], count: int) -> Path:
+    """Write ``samples.npz`` from the parts.
+
+    Raises:
+        ValueError: a part is missing.
+    """
+    parts = [part_path(out, part) for part in range(len(range(0, count, PART)))]
+    missing = [path.name for path in parts if not path.is_file()]
+    if missing:
+        raise ValueError(f"{out}: {len(missing)} of {len(parts)} parts are missing, {missing[0]} first; run it again")
+    images = []
+    for path in parts:
+        with np.load(path, allow_pickle=False) as loaded:
+            images.append(loaded["arr_0"])
+    arrays = {"arr_0": np.concatenate(images)[:count]}
+    asked = [prompts[place % len(prompts)] for place in range(count)]
+    if all(isinstance(prompt, int) for prompt in asked):
+        arrays["arr_1"] = np.asarray(asked, dtype=np.int64)
+    path = out / "samples.npz"
+    _write_npz(path, arrays)
+    return path
+
+
+def part_path(out: Path, part: int) -> Path:
+    """The file of a part."""
+    return out / "parts" / f"{part:06d}.npz"
+
+
+def _write_part(path: Path, pngs: Path, first: int, images: np.ndarray) -> None:
+    pngs.mkdir(parents=True, exist_ok=True)
+    for place, image in enumerate(images, first):
+        Image.fromarray(image).save(pngs / f"{place:06d}.png")
+    _write_npz(path, {"arr_0": images})
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    os.replace(partial, path)

@@ -1,0 +1,99 @@
+"""Times and costs of a report's rows, from raw turns and counts. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .statistics import Estimate, estimate
+
+SEED = 0
+DRAWS = 2000
+PHASES_OF = {"ar": ("prefix", "verify", "score"), "masked": ("fill", "draft", "refill"), "decode": ("decode",)}
+"""Phases in which each part runs."""
+
+
+def times_of(
+    batch: Mapping[str, Any],
+    shown: Mapping[str, Any] | None,
+    limits: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """A point's times at one batch size."""
+    own, ar = (np.asarray([turn["seconds"] for turn in batch[lane]]) for lane in ("own", "ar"))
+    p10, median, p90 = (float(value) for value in np.quantile(own, (0.1, 0.5, 0.9)))
+    speedup = speedup_of(own, ar)
+    # Of the turn in the middle, so that they add up to a time that was measured.
+    phases = batch["own"][int(np.argsort(own, kind="stable")[(len(own) - 1) // 2])]["phases"]
+    return {
+        "batch": batch["batch"],
+        "median": median,
+        "median_interval": list(median_of(own).interval),
+        "p10": p10,
+        "p90": p90,
+        "images_per_second": batch["batch"] / median,
+        "speedup": speedup.value,
+        "speedup_interval": list(speedup.interval),
+        "ar_median": float(np.median(ar)),
+        "turns": len(own),
+        "phases": phases,
+        "passes": batch["passes"],
+        "peak_memory_bytes": batch["peak_memory_bytes"],
+        "peak_memory_is": batch["peak_memory_is"],
+        "load": batch["load"],
+        "against": batch["against"],
+        **limit_shares(batch["batch"], phases, shown, limits),
+    }
+
+
+def speedup_of(own: NDArray[np.float64], ar: NDArray[np.float64]) -> Estimate:
+    """Median over median, turns resampled together."""
+    chosen = np.random.default_rng(SEED).integers(len(own), size=(DRAWS, len(own)))
+    draws = np.median(ar[chosen], axis=1) / np.median(own[chosen], axis=1)
+    return estimate(float(np.median(ar) / np.median(own)), draws)
+
+
+def median_of(values: NDArray[np.float64]) -> Estimate:
+    """A median with its bootstrap interval."""
+    chosen = np.random.default_rng(SEED).integers(len(values), size=(DRAWS, len(values)))
+    return estimate(float(np.median(values)), np.median(values[chosen], axis=1))
+
+
+def mean_of(values: Any) -> Estimate:
+    """A mean over pictures with its bootstrap interval."""
+    array = np.asarray(values, dtype=np.float64)
+    chosen = np.random.default_rng(SEED).integers(len(array), size=(DRAWS, len(array)))
+    return estimate(float(array.mean()), array[chosen].mean(1))
+
+
+def costs(shown: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Operations a picture, and bytes of weights a request, by part and in all."""
+    if shown is None:
+        return {"flops": None, "weight_bytes": None}
+    pictures = len(shown["prompts"])
+    flops = {part: cost["flops"] / pictures for part, cost in shown["cost"].items()}
+    read = {part: cost["weight_bytes"] for part, cost in shown["cost"].items()}
+    return {
+        "flops": {**flops, "total": sum(flops.values())},
+        "weight_bytes": {**read, "total": sum(read.values())},
+    }
+
+
+def limit_shares(
+    batch: int, phases: Mapping[str, float], shown: Mapping[str, Any] | None, limits: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """How near the AR phase comes to the memory's limit, and the masked passes to the arithmetic's."""
+    found: dict[str, Any] = {"bandwidth_share": None, "compute_share": None}
+    if shown is None or limits is None:
+        return found
+    pictures, cost = len(shown["prompts"]), shown["cost"]
+    seconds = {part: sum(phases.get(phase, 0.0) for phase in names) for part, names in PHASES_OF.items()}
+    if "ar" in cost and seconds["ar"]:
+        read = cost["ar"]["weight_bytes"] + cost["ar"]["cache_bytes"] * batch / pictures
+        found["bandwidth_share"] = read / seconds["ar"] / limits["weights_bytes_per_second"]
+    peak = limits["flops_per_second"].get(shown["settings"]["dtype"])
+    if "masked" in cost and seconds["masked"] and peak:
+        found["compute_share"] = cost["masked"]["flops"] * batch / pictures / seconds["masked"] / peak
+    return found
