@@ -6,6 +6,7 @@ Parameter names are those of LlamaGen's and MaskGIL's checkpoints (``layers.0.at
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,10 +78,11 @@ class RMSNorm(nn.Module):
 
 
 class KVCache:
-    """Keys and values of every layer, allocated once. No gradient flows through it.
+    """Keys and values of every layer, allocated once, each on its layer's device. No gradient flows through it.
 
     Attributes:
-        keys_values: (layers, 2, b, heads, capacity, head_dim).
+        keys_values: for each layer (2, b, heads, capacity, head_dim).
+        capacity: tokens that it holds.
     """
 
     def __init__(
@@ -92,22 +94,33 @@ class KVCache:
         head_dim: int,
         *,
         dtype: torch.dtype,
-        device: torch.device,
+        device: torch.device | Sequence[torch.device],
     ) -> None:
-        self.keys_values = torch.zeros((layers, 2, batch, heads, capacity, head_dim), dtype=dtype, device=device)
+        devices = [device] * layers if isinstance(device, torch.device) else device
+        shape = (2, batch, heads, capacity, head_dim)
+        self.capacity = capacity
+        self.keys_values = [torch.zeros(shape, dtype=dtype, device=own) for own in devices]
 
     def write(self, layer: int, key: Tensor, value: Tensor, window: Window) -> tuple[Tensor, Tensor]:
         """Store (b, heads, w, head_dim) at the window's indices; return all keys and values up to its end."""
         key, value = key.detach(), value.detach()
-        keys, values = self.keys_values[layer, 0], self.keys_values[layer, 1]
+        keys, values = self.keys_values[layer]
         if window.start is not None:
             keys[:, :, window.start : window.end] = key
             values[:, :, window.start : window.end] = value
         else:
-            index = window.indices_bw[:, None, :, None].expand_as(key)
+            index = window.indices_bw.to(key.device)[:, None, :, None].expand_as(key)
             keys.scatter_(2, index, key)
             values.scatter_(2, index, value)
         return keys[:, :, : window.end], values[:, :, : window.end]
+
+
+def devices_of(layers: nn.ModuleList) -> list[torch.device]:
+    """Where each layer computes: where its weights are or, of a layer that ``hybrid.dispatch`` keeps elsewhere, where
+    they are brought to."""
+    hooked = [getattr(getattr(layer, "_hf_hook", None), "execution_device", None) for layer in layers]
+    own = [next(layer.parameters()).device for layer in layers]
+    return [device if other is None else torch.device(other) for device, other in zip(own, hooked, strict=True)]
 
 
 @dataclass(frozen=True)

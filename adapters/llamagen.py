@@ -29,7 +29,7 @@ from .conditions import (
     class_condition,
     text_condition,
 )
-from .llama import KVCache, RMSNorm, Window, blocks, ffn_width, grid_rope, init_weights, run
+from .llama import KVCache, RMSNorm, Window, blocks, devices_of, ffn_width, grid_rope, init_weights, run
 
 
 class TransformerConfig(BaseModel):
@@ -193,7 +193,7 @@ class LlamaGen(nn.Module):
             offset + capacity,
             self.head_dim,
             dtype=x_bnd.dtype,
-            device=x_bnd.device,
+            device=devices_of(self.layers),
         )
         key_mask = None
         if isinstance(condition, TextCondition) and not bool(condition.mask_bs.all()):
@@ -214,7 +214,7 @@ class LlamaGen(nn.Module):
         if bool(((places_b > state.filled_b) | (places_b < 0)).any()):
             raise ValueError(f"decode at places {places_b.tolist()}: only {state.filled_b.tolist()} tokens were fed")
         first, last = int(places_b.min()), int(places_b.max())
-        capacity = state.cache.keys_values.shape[4] - state.offset
+        capacity = state.cache.capacity - state.offset
         if last + width > capacity:
             raise ValueError(f"the cache holds {capacity} image tokens, {last + width} are needed")
         indices = (state.offset + places_b)[:, None] + torch.arange(width, device=tokens_bw.device)

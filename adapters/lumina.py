@@ -82,6 +82,11 @@ class Lumina(nn.Module):
         return self.lm_head.weight.device
 
     @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks, which the pipeline compiles and ``hybrid.dispatch`` spreads."""
+        return self.model.layers
+
+    @property
     def text_tokenizer(self) -> Any:
         """A ``tokenizers.Tokenizer``, or None where only ids are taken."""
         return self._text_tokenizer

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .llama import KVCache, RMSNorm, Window
+from .llama import KVCache, RMSNorm, Window, devices_of
 from .lumina_config import LuminaConfig
 
 
@@ -113,12 +113,9 @@ class Chameleon(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache in the weights' type, on their device."""
-        weight, shape = self.norm.weight, self.shape
-        heads = shape.num_key_value_heads
-        return KVCache(
-            len(self.layers), batch, heads, capacity, self.head_dim, dtype=weight.dtype, device=weight.device
-        )
+        """An empty cache in the weights' type, on the layers' devices."""
+        heads, dtype, devices = self.shape.num_key_value_heads, self.norm.weight.dtype, devices_of(self.layers)
+        return KVCache(len(self.layers), batch, heads, capacity, self.head_dim, dtype=dtype, device=devices)
 
     def forward(
         self, ids_bn: Tensor, positions_bn: Tensor, mask: Tensor, cache: KVCache | None, window: Window

@@ -27,7 +27,7 @@ from hybrid.types import Grid, Prompts
 from .any_order import own_grid
 from .conditions import ClassCondition, class_condition
 from .halton import modulation
-from .llama import KVCache, Window
+from .llama import KVCache, Window, devices_of
 from .llamagen import resolve, shape_of
 
 EPS = 1e-6
@@ -211,7 +211,7 @@ class RAR(nn.Module):
             PREFIX + capacity,
             self.head_dim,
             dtype=class_bd.dtype,
-            device=class_bd.device,
+            device=devices_of(self.blocks),
         )
         state = RARState(cache, class_bd, torch.zeros(batch, dtype=torch.long, device=class_bd.device))
         indices_bl = torch.arange(PREFIX, device=class_bd.device).expand(batch, PREFIX)
@@ -228,7 +228,7 @@ class RAR(nn.Module):
         if bool(((places_b > state.filled_b) | (places_b < 0)).any()):
             raise ValueError(f"decode at places {places_b.tolist()}: only {state.filled_b.tolist()} tokens were fed")
         first, last = int(places_b.min()), int(places_b.max())
-        capacity = state.cache.keys_values.shape[4] - PREFIX
+        capacity = state.cache.capacity - PREFIX
         if last + width > capacity:
             raise ValueError(f"the cache holds {capacity} image tokens, {last + width} are needed")
         indices_bw = (PREFIX + places_b)[:, None] + torch.arange(width, device=tokens_bw.device)

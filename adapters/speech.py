@@ -1,12 +1,15 @@
 """Speech recognisers: sound in pieces to text that grows and, at the end, stands.
 
-``Moonshine`` recognises while one speaks (its small English model is inside the package ``moonshine-voice``);
-``Whisper`` wraps any speech-to-text model of transformers by hearing everything again at every update. This file knows
-recognisers. It does not know files, microphones or pictures.
+``Moonshine`` is small and quick (its English model is inside the package ``moonshine-voice``); ``Whisper`` is any
+speech-to-text model of transformers. Both turn a whole recording into text; ``Rehearing`` makes them hear one that is
+still growing, by hearing all of it again every so often. This file knows recognisers. It does not know files,
+microphones or pictures.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 INSTALL = "pip install 'hybrid-imagegen[speech]'"
+SILENCE = 0.25
+"""Seconds of silence that Moonshine gets before and after a recording: it loses words that begin or end with it."""
+
+QUIET = 1e-3
+"""A recording that is nowhere louder than this (-60 dB) is silence; models make up words for it."""
 
 
 class Listening(Protocol):
@@ -24,7 +32,7 @@ class Listening(Protocol):
         ...
 
     def finish(self) -> str:
-        """Hear no more. Returns the final text."""
+        """Hear no more. Returns the final text, empty where no words were heard."""
         ...
 
 
@@ -34,8 +42,57 @@ class Recogniser(Protocol):
     def listen(self) -> Listening: ...
 
 
+class Rehearing:
+    """A ``Listening`` by a recogniser of whole recordings: at each look it hears everything so far again.
+
+    Args:
+        text_of: samples and rate to text.
+        interval: seconds of sound between two looks. Where a look takes longer than the sound that came meanwhile, the
+            next one waits for twice as much sound as it took, so that hearing never falls far behind speaking.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        text_of: Callable[[NDArray[np.float32], int], str],
+        interval: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._text_of, self._interval, self._clock = text_of, interval, clock
+        self._pieces: list[NDArray[np.float32]] = []
+        self._rate, self._new, self._wait, self._text = 0, 0.0, interval, ""
+
+    def feed(self, samples: NDArray[np.float32], rate: int) -> str | None:
+        """Hear a further piece.
+
+        Raises:
+            ValueError: pieces of different rates.
+        """
+        if self._rate not in (0, rate):
+            raise ValueError(f"sound of {rate} samples a second after some of {self._rate}; keep one rate")
+        self._rate = rate
+        self._pieces.append(samples)
+        self._new += len(samples) / rate
+        if self._new < self._wait:
+            return None
+        began = self._clock()
+        text = self._look()
+        self._wait = max(self._interval, 2 * (self._clock() - began))
+        return text
+
+    def finish(self) -> str:
+        return self._look() if self._new else self._text
+
+    def _look(self) -> str:
+        self._new = 0.0
+        heard = np.concatenate(self._pieces)
+        self._pieces = [heard]
+        self._text = self._text_of(heard, self._rate) if np.abs(heard).max(initial=0.0) > QUIET else ""
+        return self._text
+
+
 class Moonshine:
-    """Moonshine's streaming recogniser (https://github.com/moonshine-ai/moonshine).
+    """Moonshine's tiny English model with its voice activity detector (https://github.com/moonshine-ai/moonshine).
 
     Args:
         interval: seconds of sound between two partial texts.
@@ -44,40 +101,26 @@ class Moonshine:
         ImportError: the package is not installed; the line says how to get it.
     """
 
+    rate = 16_000
+
     def __init__(self, interval: float = 0.3) -> None:
         try:
             from moonshine_voice import ModelArch, get_model_path
             from moonshine_voice.transcriber import Transcriber
-        except ImportError as error:
+        except (ImportError, OSError) as error:
             raise ImportError(f"speech recognition: moonshine-voice is not installed ({error}); {INSTALL}") from None
-        self._transcriber = Transcriber(get_model_path("tiny-en"), ModelArch.TINY, update_interval=interval)
+        self.interval = interval
+        self._transcriber: Any = Transcriber(get_model_path("tiny-en"), ModelArch.TINY)
 
     def listen(self) -> Listening:
-        return _MoonshineListening(self._transcriber.create_stream())
+        return Rehearing(self.text_of, self.interval)
 
-
-class _MoonshineListening:
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._text: str | None = None
-        stream.add_listener(self._heard)
-        self._lines: dict[int, str] = {}
-        stream.start()
-
-    def _heard(self, event: Any) -> None:
-        self._lines[event.line.line_id] = event.line.text
-        self._text = " ".join(text.strip() for text in self._lines.values()).strip()
-
-    def feed(self, samples: NDArray[np.float32], rate: int) -> str | None:
-        self._text = None
-        self._stream.add_audio(samples.tolist(), rate)
-        return self._text
-
-    def finish(self) -> str:
-        transcript = self._stream.stop()
-        self._stream.close()
-        lines = [] if transcript is None else transcript.lines
-        return " ".join(line.text.strip() for line in lines).strip()
+    def text_of(self, samples: NDArray[np.float32], rate: int) -> str:
+        """All words of a recording."""
+        around = np.zeros(round(SILENCE * rate), dtype=np.float32)
+        heard = resample(np.concatenate((around, samples, around)), rate, self.rate)
+        lines = self._transcriber.transcribe_without_streaming(heard.tolist(), self.rate).lines
+        return " ".join(" ".join(line.text for line in lines).split())
 
 
 class Whisper:
@@ -95,52 +138,36 @@ class Whisper:
         from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
         if not Path(folder).is_dir():
-            raise ValueError(f"{folder}: no such folder; expected a speech-to-text model of transformers")
+            raise ValueError(f"{folder}: no such folder; give moonshine, or the folder of a speech-to-text model")
         try:
             self.processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
             self.model: Any = AutoModelForSpeechSeq2Seq.from_pretrained(folder, local_files_only=True).eval()
-        except (OSError, ValueError) as error:
-            line = str(error).strip().splitlines()[0]
+            self.rate = int(self.processor.feature_extractor.sampling_rate)
+        except (OSError, ValueError, AttributeError) as error:
+            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ValueError(f"{folder}: no speech-to-text model of transformers ({line})") from None
         self.interval = interval
-        self.rate = int(self.processor.feature_extractor.sampling_rate)
 
     def listen(self) -> Listening:
-        return _WhisperListening(self)
+        return Rehearing(self.text_of, self.interval)
 
-    def text_of(self, samples: NDArray[np.float32]) -> str:
-        """All text of a recording at the model's own rate."""
+    def text_of(self, samples: NDArray[np.float32], rate: int) -> str:
+        """All words of a recording."""
         import torch
 
-        inputs = self.processor(samples, sampling_rate=self.rate, return_tensors="pt")
+        inputs = self.processor(resample(samples, rate, self.rate), sampling_rate=self.rate, return_tensors="pt")
         with torch.inference_mode():
             ids = self.model.generate(**inputs)
         return str(self.processor.batch_decode(ids, skip_special_tokens=True)[0]).strip()
 
 
-class _WhisperListening:
-    def __init__(self, whisper: Whisper) -> None:
-        self._whisper = whisper
-        self._heard = np.zeros(0, dtype=np.float32)
-        self._looked = 0
-
-    def feed(self, samples: NDArray[np.float32], rate: int) -> str | None:
-        self._heard = np.concatenate((self._heard, resample(samples, rate, self._whisper.rate)))
-        if len(self._heard) - self._looked < self._whisper.interval * self._whisper.rate:
-            return None
-        self._looked = len(self._heard)
-        return self._whisper.text_of(self._heard)
-
-    def finish(self) -> str:
-        return self._whisper.text_of(self._heard) if len(self._heard) else ""
-
-
 def resample(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:
-    """Sound at another rate, by linear interpolation (speech models look below 8 kHz only)."""
+    """A whole recording at another rate: its spectrum up to half the lower rate, and nothing above."""
     if rate == wanted or not len(samples):
         return samples
-    at = np.arange(round(len(samples) * wanted / rate)) * (rate / wanted)
-    return np.interp(at, np.arange(len(samples)), samples).astype(np.float32)
+    count = max(1, round(len(samples) * wanted / rate))
+    spectrum = np.fft.rfft(samples)[: count // 2 + 1]
+    return (np.fft.irfft(spectrum, count) * (count / len(samples))).astype(np.float32)
 
 
 def load_recogniser(name: str) -> Recogniser:

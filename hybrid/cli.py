@@ -94,6 +94,7 @@ class Request:
         arguments: the pipeline's, beside prompts and seed.
         config: what to load.
         dtype: type to load it in.
+        quantize: integer type of the blocks' weights, or None.
         scale: pixels of a saved pixel, along each side.
         inputs: files of in-painting, by argument (``arguments`` has them by the names that were given).
         source: settings of the picture that is repeated.
@@ -105,6 +106,7 @@ class Request:
     arguments: dict[str, Any]
     config: str
     dtype: str
+    quantize: str | None
     scale: int
     inputs: dict[str, InputFile]
     source: PictureSettings | None
@@ -117,6 +119,8 @@ def _run(options: argparse.Namespace) -> int:
 
         print(f"hybrid-generate {__version__}")
         return 0
+    if options.plan_memory:
+        return _plan_memory(options)
     request = _request(options)
     from hybrid.pairing import find_pair
     from hybrid.picture_files import plan_files
@@ -126,6 +130,22 @@ def _run(options: argparse.Namespace) -> int:
     from hybrid.cli_draw import compare, draw
 
     return compare(options, request, files[0]) if options.compare else draw(options, request, files)
+
+
+def _plan_memory(options: argparse.Namespace) -> int:
+    """Print the memory of a pairing, worked out from shapes."""
+    from hybrid.memory import plan_pair, table
+    from hybrid.pairing import find_pair, read_pair
+    from hybrid.request import DTYPES
+
+    name, dtype, batch = options.config or DEFAULT_CONFIG, options.dtype or "bf16", options.n or 1
+    if dtype not in DTYPES:
+        raise ValueError(f"--plan-memory: --dtype {dtype}: use {', '.join(DTYPES)}")
+    if batch < 1:
+        raise ValueError(f"-n {batch}: must be at least 1")
+    print(f"{name}, {dtype}, pictures at once: {batch}")
+    print(table(plan_pair(read_pair(find_pair(name)), DTYPES[dtype], batch=batch)))
+    return 0
 
 
 def _request(options: argparse.Namespace) -> Request:
@@ -140,6 +160,8 @@ def _request(options: argparse.Namespace) -> Request:
             raise ValueError(f"{'-' * (1 + (len(name) > 1))}{name} {value}: must be at least {least}")
     if options.repeats is not None and not options.compare:
         raise ValueError("--repeats: counts the runs of --compare; add it or leave --repeats out")
+    if options.auto is not None and options.source is not None:
+        raise ValueError("--auto chooses settings, --from repeats those of a picture; leave one out")
     if options.methods is not None and not options.compare:
         raise ValueError("--methods: names what --compare draws by; add it, or use --method")
     for name in ("method", "image", "mask"):
@@ -158,7 +180,16 @@ def _request(options: argparse.Namespace) -> Request:
         for name in ("image", "mask")
         if getattr(options, name) is not None
     }
-    same = not (arguments or prompts or inputs or options.config or options.dtype or options.n or options.compare)
+    same = not (
+        arguments
+        or prompts
+        or inputs
+        or options.config
+        or options.dtype
+        or options.quantize
+        or options.n
+        or options.compare
+    )
     if source is not None:
         same = same and seed in (None, source.seed)
         prompts = prompts or [source.prompt]
@@ -183,6 +214,7 @@ def _request(options: argparse.Namespace) -> Request:
         arguments=arguments,
         config=config,
         dtype=options.dtype or (source.dtype if source else "auto"),
+        quantize=options.quantize or (source.quantize if source else None),
         scale=options.scale or (source.scale if source else 1),
         inputs=inputs,
         source=source,

@@ -78,7 +78,14 @@ def _progress(options: argparse.Namespace, config: str) -> Iterator[_Steps]:
 
 def _load(options: argparse.Namespace, request: Request) -> HybridPipeline:
     pipe = HybridPipeline.from_pretrained(
-        request.config, device=options.device, dtype=request.dtype, compile=options.compile
+        request.config,
+        device=options.device,
+        dtype=request.dtype,
+        compile=options.compile,
+        quantize=request.quantize,
+        auto=options.auto,
+        quality=options.quality,
+        max_ms=options.max_ms,
     )
     if request.source is not None:
         drawing, own = request.source.drawing, pipe.defaults
@@ -160,6 +167,7 @@ def _settings(pipe: HybridPipeline, request: Request, result: Generation, place:
         width=told["grid"][1] * pipe.tokenizer.factor,
         drawing=as_defaults(told, pipe.defaults),
         dtype=next(name for name, dtype in DTYPES.items() if dtype == pipe.dtype),
+        quantize=pipe.quantized,
         device=pipe.device.type,
         scale=request.scale,
         tokens_sha256=hashlib.sha256(tokens.tobytes()).hexdigest(),

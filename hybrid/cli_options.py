@@ -87,10 +87,17 @@ def parser() -> Parser:
         "--device", metavar="D", default="auto", help="auto, cpu, cuda or mps (default: auto, the best there is)"
     )
     model.add_argument("--dtype", metavar="T", help="auto, fp32, bf16 or fp16 (default: auto, bf16 on CUDA, else fp32)")
+    model.add_argument("--quantize", metavar="Q", help="int8 or int4 weights, refused where they change what is drawn")
     model.add_argument("--compile", action="store_true", help="compile the networks; pays off over many pictures only")
+    model.add_argument(
+        "--plan-memory", action="store_true", help="draw nothing; say what --config needs for -n pictures at once"
+    )
     model.add_argument("--batch", type=int, default=16, metavar="B", help="pictures drawn at once (default: 16)")
 
     how = parser.add_argument_group("how to draw (defaults: the model's own)")
+    how.add_argument("--auto", metavar="REPORT", help="settings that a report of hybrid-bench run recommends")
+    how.add_argument("--quality", type=float, metavar="Q", help="with --auto: least share of the AR's fidelity (0.95)")
+    how.add_argument("--max-ms", type=float, metavar="MS", help="with --auto: most milliseconds of a request")
     how.add_argument("--method", metavar="M", help="hybrid, ar, masked, refined, exact, relaxed or jacobi")
     how.add_argument("--ar-fraction", type=float, metavar="F", help="share of the tokens by the AR model, 0 to 1")
     how.add_argument("--ar-tokens", type=int, metavar="N", help="the same as a number of tokens")

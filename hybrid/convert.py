@@ -133,6 +133,8 @@ def save_component(folder: Path, kind: str, module: Any, *, dtype: torch.dtype |
     save_weights(folder / "model.safetensors", state, metadata={"kind": kind, "config": spec["config"]})
     if getattr(module, "text_tokenizer", None) is not None:
         module.text_tokenizer.save(str(folder / "tokenizer.json"))
+    if getattr(module, "begin", None) is not None:  # the token that begins a prompt of Lumina-mGPT 2.0
+        (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": module.begin}), encoding="utf-8")
     return spec
 
 

@@ -49,6 +49,7 @@ class PictureSettings(Strict):
     width: int
     drawing: DefaultsConfig
     dtype: str
+    quantize: str | None = None
     device: str
     scale: int = 1
     image: InputFile | None = None

@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +21,14 @@ from torch import Tensor, nn
 from hybrid.align import Lossy
 from hybrid.config import DefaultsConfig
 from hybrid.convert import count_parameters, save_component
+from hybrid.dispatch import check_spread, is_spread, spread
 from hybrid.pairing import COMPONENTS, INDEX, find_pair, pair_name, plain_card, read_pair
 from hybrid.phases import Fill, Step
 from hybrid.pictures import to_pil
+from hybrid.quantize import quantize_blocks
 from hybrid.request import (
     as_list,
+    find_choice,
     find_device,
     find_dtype,
     find_grid,
@@ -34,6 +38,7 @@ from hybrid.request import (
     find_sampling,
     find_seeds,
     find_split,
+    with_settings,
 )
 from hybrid.sampler import HybridSampler
 from hybrid.types import Generation, Grid, Phases, Prompts
@@ -77,12 +82,18 @@ class HybridPipeline:
     ) -> None:
         self.sampler = HybridSampler(ar, masked, tokenizer, ar_tokenizer=ar_tokenizer, lossy=lossy)
         self.ar, self.masked, self.tokenizer, self.ar_tokenizer, self.text = ar, masked, tokenizer, ar_tokenizer, text
+        self.reads_captions = hasattr(ar, "text_tokenizer")
+        """Whether the AR model reads captions itself. The masked one then embeds them when it is asked."""
+        if self.reads_captions and masked is not None and text is not None:
+            # A function around the encoder, so that it becomes no part of the model's own weights.
+            masked.text_encoder = SimpleNamespace(encode=lambda captions: text.encode(captions))
         self.classes = list(classes) if classes is not None else None
         self.grid, self.lossy, self.name = grid, lossy, name
         self.defaults = defaults or DefaultsConfig()
         self.kinds: dict[str, str] = {}
         self.text_source: dict[str, Any] = {"config": {}, "weights": None}
         self.card = ""
+        self.quantized: str | None = None
         self._compiled = False
         self._other_dtypes: dict[torch.dtype, HybridPipeline] = {}
 
@@ -97,6 +108,13 @@ class HybridPipeline:
         dtype: str | torch.dtype = "auto",
         compile: bool = False,
         overrides: dict[str, Any] | None = None,
+        device_map: str | None = None,
+        max_memory: Mapping[int | str, int | str] | None = None,
+        offload_folder: str | Path | None = None,
+        quantize: str | None = None,
+        auto: str | Path | None = None,
+        quality: float | None = None,
+        max_ms: float | None = None,
     ) -> HybridPipeline:
         """Load a pairing.
 
@@ -106,6 +124,12 @@ class HybridPipeline:
             dtype: ``auto`` (bf16 on CUDA, else fp32), ``fp32``, ``bf16``, ``fp16`` or a type.
             compile: compile the networks with torch.compile; the first request is slow then.
             overrides: top-level fields that replace the file's.
+            device_map: ``auto`` spreads the AR model's layers over all GPUs, the main memory and the disk.
+            max_memory, offload_folder: of ``device_map``, see ``hybrid.dispatch.spread``.
+            quantize: ``int8`` or ``int4`` weights in both models' blocks, see ``hybrid.quantize``.
+            auto: a report of ``hybrid-bench run``, whose recommendation becomes the defaults, type and compilation.
+            quality, max_ms: what ``auto`` must reach, see ``hybrid.recommend``; 0.95 of the AR model's fidelity where
+                neither is given.
 
         Raises:
             ValueError: one line naming file, key or component, and the remedy.
@@ -113,9 +137,15 @@ class HybridPipeline:
         from hybrid.adapters import load
 
         where = find_device(device)
+        choice = find_choice(auto, quality, max_ms)
+        if choice is not None:
+            dtype = choice.dtype if dtype == "auto" else dtype
+            compile = compile or choice.compile
         kept = find_dtype(dtype, where)
         path = find_pair(name)
         config = read_pair(path, overrides)
+        if not (device_map is None and max_memory is None and offload_folder is None):
+            check_spread(device_map, compiled=compile, quantized=quantize is not None, ar=config.ar is not None)
         parts: dict[str, Any] = {}
         kinds: dict[str, str] = {}
         for component in COMPONENTS:
@@ -123,14 +153,18 @@ class HybridPipeline:
             if spec is None:
                 continue
             weights = None if spec.weights is None else resolve_weights(spec.weights, path.parent)
-            parts[component] = load(spec.kind, weights, spec.config, device=where, dtype=kept)
+            first = torch.device("cpu") if component == "ar" and device_map is not None else where
+            parts[component] = load(spec.kind, weights, spec.config, device=first, dtype=kept)
             kinds[component] = spec.kind
+        if device_map is not None:
+            # When the others are in place, so that what is left is known.
+            spread(parts["ar"], where, max_memory=max_memory, offload_folder=offload_folder)
         grid = None if config.grid is None else Grid(*config.grid)
         pipeline = cls(
             **parts,
             classes=config.classes,
             grid=grid,
-            defaults=config.defaults,
+            defaults=config.defaults if choice is None else with_settings(config.defaults, choice.settings),
             lossy=config.lossy,
             name=pair_name(path),
         )
@@ -142,6 +176,8 @@ class HybridPipeline:
         card = path.parent / "README.md"
         if path.name == INDEX and card.is_file():
             pipeline.card = card.read_text(encoding="utf-8")
+        if quantize is not None:
+            quantize_blocks(pipeline, quantize)
         if compile:
             pipeline.compile()
         return pipeline
@@ -156,11 +192,16 @@ class HybridPipeline:
             dtype: type of the stored floating-point weights; None keeps each tensor's own.
 
         Raises:
-            ValueError: a component that was not loaded by an adapter, so nothing says how to load it again.
+            ValueError: a component that was not loaded by an adapter, so nothing says how to load it again; or one
+                that is quantized or spread by ``device_map``.
         """
         folder = Path(folder)
         parts = {component: module for component in COMPONENTS if (module := getattr(self, component)) is not None}
-        for component in parts:
+        for component, module in parts.items():
+            if is_spread(module):
+                raise ValueError(f"{component}: spread by device_map; load it without one to write it")
+            if self.quantized is not None and component in ("ar", "masked"):
+                raise ValueError(f"{component}: quantized; load it without quantize to write it")
             if component not in self.kinds:
                 raise ValueError(f"{component}: not loaded by an adapter; set pipeline.kinds[{component!r}] first")
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +231,14 @@ class HybridPipeline:
         self._compiled = True
 
     def in_dtype(self, dtype: torch.dtype) -> HybridPipeline:
-        """This pairing with its image models in another type; made from the loaded weights once and kept."""
+        """This pairing with its image models in another type; made from the loaded weights once and kept.
+
+        Raises:
+            ValueError: quantized or spread by ``device_map``.
+        """
+        if self.quantized is not None or is_spread(self.ar):
+            how = "spread by device_map" if is_spread(self.ar) else "with quantized weights"
+            raise ValueError(f"dtype: a model {how} keeps the type that it was loaded in")
         self._other_dtypes.setdefault(self.dtype, self)
         if dtype not in self._other_dtypes:
             other = copy.copy(self)
@@ -389,7 +437,7 @@ class HybridPipeline:
         return next(model.parameters()).dtype if isinstance(model, nn.Module) else torch.float32
 
     def encode(self, prompts: Sequence[str | int], argument: str = "prompt") -> Prompts:
-        """Prompts as what the models' ``condition`` takes: embeddings of captions, or class labels.
+        """Prompts as what the models' ``condition`` takes: embeddings of captions, class labels, or the captions.
 
         Raises:
             ValueError: an empty caption (the message calls it ``argument``), or a class that is not one of ``classes``.
@@ -397,6 +445,8 @@ class HybridPipeline:
         for entry in prompts:
             if isinstance(entry, str) and not entry.strip():
                 raise ValueError(f"{argument}: is empty; say what to draw")
+        if self.reads_captions:
+            return [str(entry) for entry in prompts]
         if self.text is not None:
             return self.text.encode([str(entry) for entry in prompts])
         return [find_label(entry, self.classes, self.name) for entry in prompts]

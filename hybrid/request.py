@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from hybrid.config import DefaultsConfig, PhaseConfig
 from hybrid.phases import Sampling
 from hybrid.pictures import from_pil, mask_from_pil
+from hybrid.recommend import Choice, recommend
 from hybrid.refine import Refine
 from hybrid.sampling import Guidance
 from hybrid.types import Grid
@@ -181,6 +183,41 @@ def find_judge(method: str, given: Mapping[str, Any], defaults: DefaultsConfig) 
     if method == "refined":
         return None, Refine(**told)
     return (Verify(**told, draft="jacobi" if method == "jacobi" else "masked") if known else None), None
+
+
+def find_choice(auto: str | Path | None, quality: float | None, max_ms: float | None) -> Choice | None:
+    """What a report recommends, or None without one.
+
+    Raises:
+        ValueError: a limit without a report; see ``hybrid.recommend`` for the others.
+    """
+    if auto is None:
+        for name, value in (("quality", quality), ("max_ms", max_ms)):
+            if value is not None:
+                raise ValueError(f"{name}: says what auto must reach; give auto a report of hybrid-bench run")
+        return None
+    return recommend(auto, quality=0.95 if quality is None and max_ms is None else quality, max_ms=max_ms)
+
+
+PHASE_ARGUMENTS = ("guidance_scale", "guidance_kind", "temperature", "top_k", "top_p")
+
+
+def with_settings(defaults: DefaultsConfig, settings: Mapping[str, Any]) -> DefaultsConfig:
+    """Defaults with arguments of ``HybridPipeline`` in their place, so that a request that says nothing repeats them.
+
+    Raises:
+        ValueError: an argument that is no default.
+    """
+    fields = defaults.model_dump()
+    for name, value in settings.items():
+        if name in PHASE_ARGUMENTS:
+            for phase in ("ar", "masked"):
+                fields[phase][name] = value
+        elif name in fields:
+            fields[name] = value
+        else:
+            raise ValueError(f"auto: the report's setting {name!r} is no default of a pipeline")
+    return DefaultsConfig.model_validate(fields)
 
 
 def as_defaults(settings: Mapping[str, Any], defaults: DefaultsConfig) -> DefaultsConfig:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid.phases import Cancelled
-from hybrid.speech import Debounce, prompt_of
+from hybrid.speech import Debounce, nearest, prompt_of
 
 CHOICES: tuple[tuple[float, int], ...] = (
     (0.5, 12),
@@ -60,13 +60,34 @@ class Cost:
 
 
 def measure(pipe: Any) -> Cost:
-    """Draw twice, the first time to warm up, and divide by phases."""
-    prompt = "a" if pipe.text is not None else 0
+    """Draw twice, the first time to warm up, and divide by phases.
+
+    Raises:
+        ValueError: a pairing that lacks one of its models.
+    """
+    prompt = 0 if pipe.text is None and not pipe.reads_captions else "a red apple"
     for _ in range(2):
         made = pipe(prompt, method="hybrid", ar_fraction=0.25, steps=4, seed=0)
     seconds, passes = made.phases.seconds, made.phases.passes
-    fixed = seconds["condition"] + seconds["align"] + seconds["decode"]
-    return Cost(fixed, seconds["prefix"] / passes["prefix"], seconds["fill"] / passes["fill"], made.grid.places)
+    fixed = sum(seconds.values()) - seconds["prefix"] - seconds["fill"]
+    tokens = round(0.25 * made.grid.places)
+    return Cost(fixed, seconds["prefix"] / tokens, seconds["fill"] / passes["fill"], made.grid.places)
+
+
+def asker(pipe: Any, vocabulary: list[str] | None = None) -> Callable[[str], str | None]:
+    """A function from what was heard to what is drawn: None where that means nothing to draw, yet.
+
+    Args:
+        pipe: where its prompts are classes, the one that sounds like it is drawn.
+        vocabulary: captions of which the one that is most like what was heard is drawn; None draws what was heard.
+    """
+    names = pipe.classes or vocabulary
+
+    def ask(text: str) -> str | None:
+        prompt = prompt_of(text)
+        return (nearest(prompt, names) if names else prompt) or None
+
+    return ask
 
 
 @dataclass(frozen=True)
@@ -98,6 +119,9 @@ class _Job:
 class Painter:
     """Draws the newest text in a thread of its own; a newer one cancels what is in flight.
 
+    One thread draws one picture after another in the order they were asked for, so nothing older is shown after
+    something newer. Leaving its ``with`` block cancels what is left and ends the thread.
+
     Args:
         pipe: the pipeline.
         seed: of every picture.
@@ -121,30 +145,45 @@ class Painter:
         self._changed = threading.Condition()
         self._next: _Job | None = None
         self._busy, self._closed = False, False
+        self._error: Exception | None = None
+        self.pictures: list[Picture] = []
         self.cancelled = 0
-        self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="painter", daemon=True)
         self._thread.start()
 
-    def ask(self, kind: Literal["preview", "final"], prompt: str) -> None:
-        """Draw this as soon as the pass in flight has ended."""
+    def __enter__(self) -> Painter:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
         with self._changed:
+            self._next, self._closed = None, True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def ask(self, kind: Literal["preview", "final"], prompt: str) -> None:
+        """Draw this as soon as the pass in flight has ended.
+
+        Raises:
+            Exception: what went wrong with an earlier one.
+        """
+        with self._changed:
+            if self._error is not None:
+                raise self._error
+            if self._next is not None:
+                self.cancelled += 1
             self._next = _Job(kind, prompt, self._clock())
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Wait for what was asked for last, then end the thread.
+        """Wait for what was asked for last.
 
         Raises:
-            ValueError: what the pipeline refused.
+            Exception: what the pipeline refused, or ``show`` could not do.
         """
         with self._changed:
-            self._changed.wait_for(lambda: (self._next is None and not self._busy) or self.error is not None)
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join()
-        if self.error is not None:
-            raise self.error
+            self._changed.wait_for(lambda: self._error is not None or (self._next is None and not self._busy))
+            if self._error is not None:
+                raise self._error
 
     def _run(self) -> None:
         while True:
@@ -153,24 +192,27 @@ class Painter:
                 if self._next is None:
                     return
                 job, self._next, self._busy = self._next, None, True
+            error = None
             try:
                 self._draw(job)
             except Cancelled:
                 self.cancelled += 1
-            except BaseException as error:  # told by ``finish``, in the caller's thread
-                self.error = error
+            except Exception as caught:  # told by ``ask`` and ``finish``, in the caller's thread
+                error = caught
             with self._changed:
-                self._busy = False
+                self._busy, self._error = False, error
                 self._changed.notify_all()
-            if self.error is not None:
+            if error is not None:
                 return
 
     def _draw(self, job: _Job) -> None:
         def wanted(*_: Any) -> bool:
-            return self._next is None
+            return self._next is None and not self._closed
 
         made = self._pipe(job.prompt, seed=self._seed, callback_on_step_end=wanted, **self._arguments[job.kind])
-        self._show(Picture(job.kind, job.prompt, made.images[0], job.asked, self._clock()))
+        picture = Picture(job.kind, job.prompt, made.images[0], job.asked, self._clock())
+        self._show(picture)
+        self.pictures.append(picture)
 
 
 @dataclass
@@ -180,11 +222,12 @@ class Report:
     Attributes:
         text: the final text as it was recognised.
         prompt: what was drawn.
-        partials: texts that started a preview.
+        partials: prompts that started a preview.
         spoken: length of the sound.
         transcript: from the end of speech to the final text.
         first_preview: from a stable partial text to its finished preview, of the first one that finished.
         final: from the end of speech to the final picture.
+        previews: how many were finished.
         cancelled: pictures that a better text ended.
     """
 
@@ -195,6 +238,7 @@ class Report:
     transcript: float = 0.0
     first_preview: float | None = None
     final: float = 0.0
+    previews: int = 0
     cancelled: int = 0
 
 
@@ -202,8 +246,8 @@ def live(
     pieces: Iterable[tuple[NDArray[np.float32], int]],
     listening: Any,
     painter: Painter,
-    pictures: list[Picture],
     *,
+    ask: Callable[[str], str | None] = prompt_of,
     wait: float = 0.15,
     clock: Callable[[], float] = time.monotonic,
     heard: Callable[[str, bool], Any] = lambda text, final: None,
@@ -213,37 +257,42 @@ def live(
     Args:
         pieces: samples and rate, when they are there; the end of speech is when they end.
         listening: a ``Listening`` of ``hybrid.adapters.speech``.
-        painter: draws, and adds to ``pictures`` through its ``show``.
-        pictures: what was finished so far.
-        wait: seconds that a partial text must stand still before it is drawn.
-        clock: seconds.
+        painter: draws.
+        ask: what is drawn for a text, see ``asker``.
+        wait: seconds of sound over which a partial prompt must stand still before it is drawn.
+        clock: the painter's, in seconds.
         heard: told of each new text, and whether it is final.
 
     Raises:
         ValueError: nothing was understood, or what the pipeline refused.
     """
-    report, debounce = Report(), Debounce(wait)
+    report, debounce, known = Report(), Debounce(wait), ""
     for samples, rate in pieces:
         report.spoken += len(samples) / rate
         text = listening.feed(samples, rate)
-        if text:
+        if text and text != known:
+            known = text
             heard(text, False)
-            debounce.hear(prompt_of(text), clock())
-        if (due := debounce.due(clock())) is not None:
+            debounce.hear(ask(text) or "", report.spoken)
+        if (due := debounce.due(report.spoken)) is not None:
             report.partials.append(due)
             painter.ask("preview", due)
     ended = clock()
+    if not report.spoken:
+        raise ValueError("no sound came in; speak, or give a recording")
     report.text = listening.finish()
     report.transcript = clock() - ended
-    report.prompt = prompt_of(report.text)
-    if not report.prompt:
-        painter.finish()
-        raise ValueError("nothing was understood: silence, noise, or not English; speak closer to the microphone")
+    if not prompt_of(report.text):
+        raise ValueError("nothing was understood: silence, noise or not English; speak closer to the microphone")
+    prompt = ask(report.text)
+    if not prompt:
+        raise ValueError(f"heard {report.text!r}, which is like nothing this pairing draws; say it again")
+    report.prompt = prompt
     heard(report.text, True)
-    painter.ask("final", report.prompt)
+    painter.ask("final", prompt)
     painter.finish()
-    report.final = pictures[-1].done - ended
-    previews = [picture for picture in pictures if picture.kind == "preview"]
+    report.final = painter.pictures[-1].done - ended
+    previews = [picture for picture in painter.pictures if picture.kind == "preview"]
+    report.previews, report.cancelled = len(previews), painter.cancelled
     report.first_preview = previews[0].done - previews[0].asked if previews else None
-    report.cancelled = painter.cancelled
     return report

@@ -27,7 +27,10 @@ PIECE = 0.05
 
 PREVIEW = {"method": "masked", "steps": 4}
 PAUSE = 1.0
-"""Seconds without a new word that end listening to the microphone."""
+"""Seconds of sound without a new word that end listening to the microphone, once there was one."""
+
+PATIENCE = 10.0
+"""Seconds of sound without any word after which listening to the microphone ends."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--budget-ms", type=float, metavar="MS", help="time of the final picture; chooses AR fraction and passes"
     )
-    parser.add_argument("--fast", action="store_true", help="hear a file as quickly as it goes, not at its own pace")
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="F",
+        help="captions, one a line: draw the one that is most like what was heard",
+    )
+    parser.add_argument("--fast", action="store_true", help="hear a file as quickly as it goes")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     try:
         return _run(parser.parse_args(argv))
@@ -79,18 +88,16 @@ def _run(options: Namespace) -> int:
         raise ValueError(f"--out {options.out}: use a name that ends in .png, .jpg or .webp")
     if not options.out.resolve().parent.is_dir():
         raise ValueError(f"--out {options.out}: no such folder: {options.out.parent}")
-    from hybrid.speech import read_sound
+    if not 0 <= options.seed < 2**63:
+        raise ValueError(f"--seed {options.seed}: must be 0 or above, and below 2^63")
+    from hybrid.speech import read_sound, stream_sound
 
-    sound = None
-    if options.source is not None:
-        sound = read_sound(
-            sys.stdin.buffer if options.source == "-" else options.source,
-            "standard input" if options.source == "-" else None,
-        )
+    sound = None if options.source in (None, "-") else read_sound(options.source)
+    vocabulary = None if options.vocabulary is None else _captions(options.vocabulary)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from hybrid.adapters.speech import load_recogniser
     from hybrid.pipeline import HybridPipeline
-    from hybrid.speak import Painter, Picture, live, measure
+    from hybrid.speak import Painter, Picture, asker, live, measure
 
     recogniser = load_recogniser(options.recogniser)
     pipe = HybridPipeline.from_pretrained(options.config, device=options.device)
@@ -99,25 +106,28 @@ def _run(options: Namespace) -> int:
     if options.budget_ms is not None:
         fraction, steps = cost.choose(options.budget_ms / 1000)
         final = {"ar_fraction": fraction, "steps": steps}
-    pictures: list[Picture] = []
     tell = (lambda line: None) if options.json else (lambda line: print(line, flush=True))
 
     def show(picture: Picture) -> None:
         _save(picture.image, options.out, options.scale)
-        pictures.append(picture)
         tell(f"{picture.kind}: {picture.prompt} ({1000 * (picture.done - picture.asked):.0f} ms) -> {options.out}")
 
-    painter = Painter(pipe, seed=options.seed, preview=PREVIEW, final=final, show=show)
-    pieces = _microphone(tell) if sound is None else _pieces(sound, pace=not options.fast)
     listening = recogniser.listen()
-    spoken = _Pause(listening) if sound is None else listening
-    report = live(
-        pieces if sound is not None else spoken.until_pause(pieces),  # type: ignore[union-attr]
-        spoken,
-        painter,
-        pictures,
-        heard=lambda text, done: tell(f"{'heard' if done else '…'} {text}"),
-    )
+    if sound is not None:
+        pieces = _pieces(sound, pace=not options.fast)
+    elif options.source == "-":
+        pieces = stream_sound(sys.stdin.buffer, PIECE, "standard input")
+    else:
+        listening = pause = Pause(listening)
+        pieces = pause.until_pause(_microphone(tell))
+    with Painter(pipe, seed=options.seed, preview=PREVIEW, final=final, show=show) as painter:
+        report = live(
+            pieces,
+            listening,
+            painter,
+            ask=asker(pipe, vocabulary),
+            heard=lambda text, done: tell(f"{'heard' if done else '…'} {text}"),
+        )
     told = asdict(report) | {"file": str(options.out), "seed": options.seed, "settings": final, "preview": PREVIEW}
     if options.json:
         print(json.dumps(told, ensure_ascii=False, indent=1))
@@ -130,6 +140,18 @@ def _run(options: Namespace) -> int:
     return 0
 
 
+def _captions(path: Path) -> list[str]:
+    """The lines of a file of captions."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--vocabulary {path}: cannot be read as text ({error})") from None
+    captions = [line for line in lines if line]
+    if not captions:
+        raise ValueError(f"--vocabulary {path}: holds no caption; write one on each line")
+    return captions
+
+
 def _pieces(sound: Any, *, pace: bool) -> Iterator[tuple[Any, int]]:
     """A recording piece by piece, each not before it was spoken."""
     size, start = max(1, round(sound.rate * PIECE)), time.monotonic()
@@ -140,25 +162,30 @@ def _pieces(sound: Any, *, pace: bool) -> Iterator[tuple[Any, int]]:
         yield piece, sound.rate
 
 
-class _Pause:
-    """A ``Listening`` that ends the microphone once words were heard and none came for a while."""
+class Pause:
+    """A ``Listening`` that ends the microphone once words were heard and none came for a while, or none ever came."""
 
     def __init__(self, listening: Any) -> None:
-        self._listening, self._text, self._since = listening, "", time.monotonic()
+        self._listening, self._text, self._quiet, self._total = listening, "", 0.0, 0.0
 
     def feed(self, samples: Any, rate: int) -> str | None:
         text: str | None = self._listening.feed(samples, rate)
+        self._quiet += len(samples) / rate
+        self._total += len(samples) / rate
         if text and text != self._text:
-            self._text, self._since = text, time.monotonic()
+            self._text, self._quiet = text, 0.0
         return text
 
     def finish(self) -> str:
         return str(self._listening.finish())
 
     def until_pause(self, pieces: Iterator[tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
+        """The pieces, each given before it is fed, until there is a pause or ``LONGEST`` is reached."""
+        from hybrid.speech import LONGEST
+
         for piece in pieces:
             yield piece
-            if self._text and time.monotonic() - self._since > PAUSE:
+            if self._quiet >= (PAUSE if self._text else PATIENCE) or self._total >= LONGEST:
                 return
 
 

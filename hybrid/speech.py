@@ -9,7 +9,9 @@ import io
 import re
 import threading
 import wave
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -20,14 +22,20 @@ from numpy.typing import NDArray
 LONGEST = 60.0
 """Seconds of a recording that are heard."""
 
+LARGEST = 2**27
+"""Bytes of a recording: above a minute of the best quality there is."""
+
 ASKING = re.compile(
     r"^(?:(?:please|now|okay|ok|so|and|hey)[ ,]+)*"
     r"(?:(?:can|could|would) you )?(?:please )?"
-    r"(?:(?:draw|show|paint|make|create|generate|give)(?: me| us)?|i(?:'d| would)? (?:want|like)(?: to see)?)\b[ ,]*"
-    r"(?:(?:a|an|the) (?:picture|image|drawing|photo|emoji) of )?",
+    r"(?:(?:draw|show|generate|create|i(?:'d| would)? (?:want|like)(?: to see)?)(?: me| us)?\b"
+    r"|(?<=please )\w+ me\b"
+    r"|(?:paint|make|give)(?: me| us|(?= (?:a|an|the|some) )))[ ,]*",
     re.IGNORECASE,
 )
-"""What people say before they say what to draw."""
+"""What people say before they say what to draw; after "please", any verb, since recognisers mistake it often."""
+
+PICTURE_OF = re.compile(r"^(?:(?:a|an|the) )?(?:picture|image|drawing|photo|emoji) of ", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -42,58 +50,118 @@ class Sound:
         return len(self.samples) / self.rate
 
 
-def read_sound(source: str | Path | bytes | IO[bytes], name: str | None = None) -> Sound:
+def read_sound(source: str | Path | bytes, name: str | None = None) -> Sound:
     """Read a WAV (PCM of 8 to 32 bits) or, where ``soundfile`` is installed, FLAC or another format that it knows.
 
     Args:
-        source: a file, its bytes, or an open stream.
+        source: a file or its bytes.
         name: what messages call it.
 
     Raises:
         ValueError: one line: no such file, not a recording, empty, longer than ``LONGEST``.
     """
-    if isinstance(source, (str, Path)):
-        name = name or str(source)
-        try:
-            data = Path(source).read_bytes()
-        except FileNotFoundError:
-            raise ValueError(f"{name}: no such file") from None
-    else:
-        name = name or "recording"
-        data = source if isinstance(source, bytes) else source.read()
+    name = name or ("recording" if isinstance(source, bytes) else str(source))
+    data = source if isinstance(source, bytes) else _bytes(Path(source), name)
+    if not data:
+        raise ValueError(f"{name}: is empty; give a recording")
     sound = _wav(data, name) if data[:4] == b"RIFF" else _other(data, name)
     if not len(sound.samples):
         raise ValueError(f"{name}: holds no sound")
     if sound.seconds > LONGEST:
         raise ValueError(f"{name}: lasts {sound.seconds:.0f} s; give at most {LONGEST:.0f} s")
+    if not np.isfinite(sound.samples).all():
+        raise ValueError(f"{name}: holds samples that are no numbers")
     return sound
 
 
-def _wav(data: bytes, name: str) -> Sound:
-    try:
-        with wave.open(io.BytesIO(data)) as file:
-            width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
-            raw = file.readframes(file.getnframes())
-    except (wave.Error, EOFError) as error:
-        raise ValueError(f"{name}: not a WAV file that can be read ({str(error) or 'it ends early'})") from None
+def stream_sound(stream: IO[bytes], seconds: float, name: str) -> Iterator[tuple[NDArray[np.float32], int]]:
+    """A WAV as it comes in, in pieces of at most that many seconds; another format when it has come in whole.
+
+    Args:
+        stream: what has ``peek``, such as standard input's buffer.
+        seconds: of a piece.
+        name: what messages call it.
+
+    Yields:
+        Mono samples and their rate.
+
+    Raises:
+        ValueError: as ``read_sound``, once the trouble is reached.
+    """
+    if stream.peek(4)[:4] != b"RIFF":  # type: ignore[attr-defined]
+        sound = read_sound(stream.read(LARGEST), name)
+        yield sound.samples, sound.rate
+        return
+    with _open(stream, name) as file:
+        width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
+        size, left = max(1, round(rate * seconds)), round(LONGEST * rate)
+        while raw := file.readframes(size):
+            samples = decode_pcm(raw, width, channels)
+            left -= len(samples)
+            if left < 0:
+                raise ValueError(f"{name}: lasts longer than {LONGEST:.0f} s; give less")
+            yield samples, rate
+
+
+def decode_pcm(raw: bytes, width: int, channels: int) -> NDArray[np.float32]:
+    """PCM frames as mono samples in -1..1. An incomplete frame at the end is left out.
+
+    Args:
+        raw: little-endian frames; one byte a sample is unsigned, more are signed.
+        width: bytes of a sample, 1 to 4.
+        channels: samples of a frame; their mean is taken.
+    """
     raw = raw[: len(raw) // (width * channels) * width * channels]
     if width == 1:
         values = (np.frombuffer(raw, np.uint8).astype(np.float32) - 128) / 128
     elif width == 3:
-        parts = np.frombuffer(raw, np.uint8).reshape(-1, 3).astype(np.int32)
-        whole = (parts[:, 0] << 8) | (parts[:, 1] << 16) | (parts[:, 2] << 24)
-        values = (whole >> 8).astype(np.float32) / 2**23
+        parts = np.zeros((len(raw) // 3, 4), np.uint8)
+        parts[:, 1:] = np.frombuffer(raw, np.uint8).reshape(-1, 3)
+        values = parts.view("<i4")[:, 0].astype(np.float32) / 2**31
     else:
         values = np.frombuffer(raw, f"<i{width}").astype(np.float32) / 2 ** (8 * width - 1)
-    return Sound(values.reshape(-1, channels).mean(1, dtype=np.float32), rate)
+    return values.reshape(-1, channels).mean(1, dtype=np.float32)
+
+
+def _bytes(path: Path, name: str) -> bytes:
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"{name}: too large; give a recording of at most {LONGEST:.0f} s")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{name}: no such file") from None
+    except OSError as error:
+        raise ValueError(f"{name}: cannot be read ({error.strerror})") from None
+
+
+def _open(stream: IO[bytes], name: str) -> wave.Wave_read:
+    try:
+        file = wave.open(stream)  # noqa: SIM115 - the caller closes it
+    except (wave.Error, EOFError, RuntimeError) as error:
+        raise ValueError(f"{name}: not a WAV file that can be read ({str(error) or 'it ends early'})") from None
+    if not (1 <= file.getsampwidth() <= 4 and file.getframerate() > 0):
+        bits, rate = 8 * file.getsampwidth(), file.getframerate()
+        raise ValueError(f"{name}: a WAV of {bits} bits at {rate} Hz; give 8 to 32 bits at 16000 Hz or more")
+    return file
+
+
+def _wav(data: bytes, name: str) -> Sound:
+    try:
+        with _open(io.BytesIO(data), name) as file:
+            raw = file.readframes(file.getnframes())
+            return Sound(decode_pcm(raw, file.getsampwidth(), file.getnchannels()), file.getframerate())
+    except ValueError:
+        # What Python's reader refuses, as floating point, soundfile may know.
+        if _soundfile() is None:
+            raise
+        return _other(data, name)
 
 
 def _other(data: bytes, name: str) -> Sound:
-    try:
-        import soundfile
-    except ImportError:
+    soundfile = _soundfile()
+    if soundfile is None:
         kind = "FLAC needs the package soundfile" if data[:4] == b"fLaC" else "not a WAV file"
-        raise ValueError(f"{name}: {kind}; give a WAV, or: pip install soundfile") from None
+        raise ValueError(f"{name}: {kind}; give a WAV, or: pip install soundfile")
     try:
         values, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except soundfile.SoundFileError:
@@ -101,10 +169,35 @@ def _other(data: bytes, name: str) -> Sound:
     return Sound(values.mean(1), int(rate))
 
 
+def _soundfile() -> Any:
+    try:
+        import soundfile
+    except (ImportError, OSError):
+        return None
+    return soundfile
+
+
 def prompt_of(text: str) -> str:
-    """What a speaker wants drawn: without "draw me", end marks and stray spaces, in lower case."""
+    """What a speaker wants drawn: without "draw me a picture of", end marks and stray spaces, in lower case."""
     plain = " ".join(text.split()).strip(" .,!?…").lower()
-    return ASKING.sub("", plain, count=1).strip(" .,!?…")
+    return PICTURE_OF.sub("", ASKING.sub("", plain, count=1), count=1).strip(" .,!?…")
+
+
+def nearest(prompt: str, names: Sequence[str], least: float = 0.6) -> str | None:
+    """The name whose letters are most like those that were heard; a name's parts around "/" count alone as well.
+
+    Args:
+        prompt: what was heard.
+        names: classes or captions.
+        least: likeness (``difflib``'s ratio) below which none is meant.
+    """
+    spoken = {_letters(part): name for name in reversed(names) for part in (name, *name.split("/")) if _letters(part)}
+    near = get_close_matches(_letters(prompt), spoken, n=1, cutoff=least)
+    return spoken[near[0]] if near else None
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "", re.sub(r"^(?:a|an|the) ", "", text.strip().lower()))
 
 
 class Debounce:
@@ -143,7 +236,7 @@ def _recogniser() -> Any:
 
 
 def transcribe(recording: bytes) -> str:
-    """The words of a whole recording, by the default recogniser.
+    """The words of a whole recording, by the default recogniser; empty where it holds none.
 
     Raises:
         ImportError: no recogniser is installed.

@@ -9,8 +9,8 @@ network's own dropout is keyed by step and process instead.
 from __future__ import annotations
 
 import logging
-import os
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -286,6 +286,29 @@ def test_judged_methods_are_repeated_by_their_settings(pipe: HybridPipeline, arg
     assert tokens(repeat, seed=3) == made.tokens.tolist()
 
 
+def report(path: Path, **settings: Any) -> Path:
+    row = {"region": "all", "label": "the one", "settings": settings, "dtype": "bf16", "compile": False, "batch": 1}
+    row |= {"fidelity": 0.97, "speed": [{"batch": 1, "median": 0.2, "speedup": 2.0}]}
+    path.write_text(json.dumps({"kind": "hybrid-bench report", "rows": [row]}))
+    return path
+
+
+def test_a_report_chooses_the_defaults(folder: Path, tmp_path: Path) -> None:
+    path = report(tmp_path / "report.json", method="hybrid", ar_fraction=0.5, steps=3, temperature=0.7)
+    chosen = HybridPipeline.from_pretrained(folder, auto=path)
+    assert (chosen.defaults.ar_fraction, chosen.defaults.steps, chosen.dtype) == (0.5, 3, torch.bfloat16)
+    assert chosen.defaults.ar.temperature == chosen.defaults.masked.temperature == 0.7
+    assert chosen("bag", seed=0, output_type="tokens").phases.passes["fill"] == 3
+    assert HybridPipeline.from_pretrained(folder, auto=path, max_ms=500, dtype="fp32").dtype == torch.float32
+    for arguments, message in (
+        ({"quality": 0.99, "auto": path}, "nothing in the report reaches fidelity 0.99; the best is 0.97: the one"),
+        ({"max_ms": 100, "auto": path}, "nothing in the report takes at most 100 ms"),
+        ({"quality": 0.9}, "quality: says what auto must reach; give auto a report of hybrid-bench run"),
+        ({"auto": report(tmp_path / "odd.json", ar_tokens=3)}, "auto: the report's setting 'ar_tokens' is no default"),
+    ):
+        assert message in refused(lambda arguments=arguments: HybridPipeline.from_pretrained(folder, **arguments))  # type: ignore[misc]
+
+
 def test_picture_i_has_seed_plus_i_and_does_not_depend_on_its_neighbours(pipe: HybridPipeline) -> None:
     together = pipe(["bag", "sneaker"], num_images_per_prompt=2, seed=5, output_type="tokens")
     assert together.settings["seed"] == 5

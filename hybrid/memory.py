@@ -1,0 +1,258 @@
+"""How much memory a pairing's models need to draw, from shapes alone: weights, cache, activations.
+
+The models' own passes are run on the meta device, where tensors have shapes and no bytes, and what is alive at once is
+counted; nothing is loaded or computed. Left out are what the allocator keeps beside the tensors, a text encoder's
+activations, and drafts, verification and refinement. Attention is taken to be fused, so that it keeps no table of
+scores. This file knows the protocols' calls, and how each kind is built from the name of a size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hybrid.config import PairConfig
+from hybrid.pairing import COMPONENTS
+from hybrid.types import MASK, Grid
+
+DRAW_BYTES = 20
+"""Bytes that ``hybrid.sampling.draw`` has alive for each logit, beside it, with top-k (``tests/test_memory.py`` counts
+them)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a request.
+
+    Attributes:
+        weights: by component.
+        cache: keys and values of the AR model.
+        phases: what else is alive at the peak of ``prefix``, ``fill`` and ``decode``.
+    """
+
+    weights: dict[str, int]
+    cache: int
+    phases: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """The most at any time: all weights with the neediest phase. The cache is gone after the prefix."""
+        needs = [size + (self.cache if phase == "prefix" else 0) for phase, size in self.phases.items()]
+        return sum(self.weights.values()) + max(needs, default=0)
+
+
+def table(memory: Memory) -> str:
+    """The bytes in words, in units of 10^9."""
+    entries = {f"weights, {name}": size for name, size in memory.weights.items()}
+    entries["cache of the AR model"] = memory.cache
+    entries |= {f"alive beside them, {phase}": size for phase, size in memory.phases.items()}
+    entries["peak"] = memory.peak
+    width = max(map(len, entries))
+    return "\n".join(f"{name:<{width}}  {size / 1e9:8.3f} GB" for name, size in entries.items())
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of tensors that operations make, and the most that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._held: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {value.untyped_storage()._cdata for value in _tensors((args, kwargs or {}))}
+        out = func(*args, **(kwargs or {}))
+        for value in _tensors(out):
+            storage = value.untyped_storage()
+            if storage._cdata not in known:
+                self._held[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self._held = {key: held for key, held in self._held.items() if not held[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._held.values()))
+        return out
+
+
+class _Fused(TorchFunctionMode):
+    """Attention that makes its output and nothing else."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted() -> Iterator[Alive]:
+    """Count what is alive inside, without gradients."""
+    with torch.no_grad(), _Fused(), Alive() as alive:
+        yield alive
+
+
+def work_out(
+    parts: Mapping[str, Any], grid: Grid, *, batch: int = 1, ar_tokens: int | None = None, guided: bool = True
+) -> Memory:
+    """The memory of a request.
+
+    Args:
+        parts: components by their names in a pairing, on the meta device, in the type that they are to run in.
+        grid: the token grid of both models.
+        batch: pictures at once.
+        ar_tokens: tokens that the AR model writes; None is a quarter, or all without a masked model.
+        guided: whether each picture is drawn twice, with and without what is asked for.
+
+    Raises:
+        ValueError: a masked model that looks at the tokens to decide what it computes, as RandAR and ARPG do.
+    """
+    ar, masked, tokenizer = (parts.get(name) for name in ("ar", "masked", "tokenizer"))
+    rows = batch * (2 if guided else 1)
+    length = ar_tokens if ar_tokens is not None else grid.places // (1 if masked is None else 4)
+    weights = {name: module_bytes(part) for name, part in parts.items() if part is not None}
+    cache, phases = 0, {}
+    if ar is not None and length:
+        with counted() as alive:
+            logits, state = ar.prefill(conditions(ar, rows, grid), length)
+        cache = sum(layer.nbytes for layer in state.cache.keys_values)
+        phases["prefix"] = alive.peak - cache + batch * logits.shape[-1] * DRAW_BYTES
+    if masked is not None and length < grid.places:
+        phases["fill"] = _fill(masked, rows, batch, grid, grid.places - length)
+    if tokenizer is not None:
+        width = tokenizer.codebook_kd.shape[1]
+        weight = next(tokenizer.parameters())
+        codes = torch.empty(batch, width, grid.height, grid.width, device="meta", dtype=weight.dtype)
+        with counted() as alive:
+            tokenizer.render(codes)
+        phases["decode"] = alive.peak
+    return Memory(weights, cache, phases)
+
+
+def _fill(masked: Any, rows: int, batch: int, grid: Grid, unknown: int) -> int:
+    """The first pass, whose unknown places are the most."""
+    tokens = torch.full((rows, grid.places), MASK, device="meta")
+    places = torch.zeros(rows, unknown, dtype=torch.long, device="meta")
+    try:
+        with counted() as alive:
+            logits = masked.logits(tokens, conditions(masked, rows, grid), places)
+    except (NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"memory: a {type(masked).__name__} cannot be run on shapes alone ({error})") from None
+    # Guidance keeps both streams and makes a float32 table of its own, from which the tokens are drawn.
+    per_place = logits.shape[-1]
+    drawing = logits.nbytes + batch * unknown * per_place * (DRAW_BYTES + (4 if rows > batch else 0))
+    return max(alive.peak, drawing)
+
+
+def conditions(model: Any, rows: int, grid: Grid) -> Any:
+    """A condition of as many rows as a request has: of a language model with prompts of 64 ids."""
+    if hasattr(model, "text_tokenizer"):
+        from hybrid.adapters.lumina_prompt import LuminaCondition
+
+        return LuminaCondition((torch.zeros(64, dtype=torch.long, device="meta"),) * rows, grid)
+    from hybrid.adapters.conditions import ClassCondition, TextCondition
+
+    if model.classes is not None:
+        return ClassCondition(torch.zeros(rows, dtype=torch.long, device="meta"), model.classes, grid)
+    embedding = torch.zeros(rows, model.text_tokens, model.text_width, device="meta", dtype=model.output.weight.dtype)
+    values = hasattr(model, "score")  # an AR model looks at the mask's values, so that they must exist
+    mask = torch.ones(rows, model.text_tokens, dtype=torch.bool, device="cpu" if values else "meta")
+    return TextCondition(embedding, mask, torch.zeros(rows, dtype=torch.bool, device="meta"), grid)
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(value.nbytes for value in (*module.parameters(), *module.buffers()))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [value for value in torch.utils._pytree.tree_leaves(tree) if isinstance(value, Tensor)]
+
+
+def plan_pair(pair: PairConfig, dtype: torch.dtype = torch.bfloat16, *, batch: int = 1) -> Memory:
+    """The memory of a pairing with its own grid and defaults, without its files: each component must name its size.
+
+    Raises:
+        ValueError: as ``build`` and ``work_out``; or a pairing that leaves its grid to the checkpoint.
+    """
+    if pair.grid is None:
+        raise ValueError("memory: the pairing names no grid")
+    named = {name: getattr(pair, name) for name in COMPONENTS}
+    parts = {name: build(part.kind, part.config, dtype) for name, part in named.items() if part is not None}
+    defaults, grid = pair.defaults, Grid(*pair.grid)
+    length = round(grid.places * (defaults.ar_fraction if pair.masked is not None else 1))
+    guided = any(phase.guidance_scale != 1 for phase in (defaults.ar, defaults.masked))
+    return work_out(parts, grid, batch=batch, ar_tokens=length, guided=guided)
+
+
+def build(kind: str, config: str | Mapping[str, Any] | None, dtype: torch.dtype) -> nn.Module:
+    """A component of a named size on the meta device, without its file; of T5 the encoder of flan-t5-xl.
+
+    Raises:
+        ValueError: a kind that its file alone describes, or no configuration.
+    """
+    if kind not in BUILDERS:
+        raise ValueError(f"memory: what a {kind} is, its file alone tells; known are {', '.join(BUILDERS)}")
+    if config is None:
+        raise ValueError(f"memory: {kind}: the pairing does not name its size; give it a config")
+    with torch.device("meta"):
+        return BUILDERS[kind](config).to(dtype).eval()
+
+
+def _lumina(config: Any) -> nn.Module:
+    from hybrid.adapters.lumina import Lumina
+    from hybrid.adapters.lumina_config import find_config
+
+    return Lumina(find_config(config, {}, None, {}, "lumina"))
+
+
+def _taming(config: Any) -> nn.Module:
+    from hybrid.adapters.taming import TAMING, VQTokenizer
+    from hybrid.adapters.vq import CHAMELEON_SIZES, MOVQGAN_SIZES
+
+    fields = {**CHAMELEON_SIZES, **MOVQGAN_SIZES}[config]
+    net = fields["ddconfig"]
+    sides = [net["resolution"] // 2**level for level in range(len(net["ch_mult"]))]
+    return VQTokenizer(
+        width=net["ch"],
+        encoder_multiples=net["ch_mult"],
+        decoder_multiples=net["ch_mult"],
+        blocks=net["num_res_blocks"],
+        latent_width=net["z_channels"],
+        codebook_size=fields["n_embed"],
+        code_width=fields["embed_dim"],
+        l2_norm=False,
+        attention_levels=[level for level, side in enumerate(sides) if side in net["attn_resolutions"]],
+        layout=TAMING,
+        spatial_norm=config in MOVQGAN_SIZES,
+    )
+
+
+def _flan_t5_xl(config: Any) -> nn.Module:
+    from transformers.models.t5.configuration_t5 import T5Config
+    from transformers.models.t5.modeling_t5 import T5EncoderModel
+
+    size = {"d_model": 2048, "d_kv": 64, "num_heads": 32, "d_ff": 5120, "num_layers": 24, "vocab_size": 32128}
+    return T5EncoderModel(T5Config(**size, feed_forward_proj="gated-gelu")).encoder
+
+
+def _created(module: str, function: str = "create") -> Callable[[Any], nn.Module]:
+    return lambda config: getattr(import_module(f"hybrid.adapters.{module}"), function)(config)[0]
+
+
+BUILDERS: dict[str, Callable[[Any], nn.Module]] = {
+    "llamagen": _created("llamagen"),
+    "maskgil": _created("maskgil"),
+    "halton": _created("halton"),
+    "lumina": _lumina,
+    "llamagen-vq": _created("vq", "create_llamagen_vq"),
+    "chameleon-vq": _taming,
+    "movqgan": _taming,
+    "fsq": _created("fsq"),
+    "t5": _flan_t5_xl,
+}

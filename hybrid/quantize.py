@@ -1,0 +1,141 @@
+"""Weight-only int8 and int4 through torchao, accepted only where the outputs stay what they were.
+
+The linear layers of the transformer blocks are quantized, nothing else: embeddings, norms, heads and tokenizers keep
+their type. Speed on some machines comes with wrong outputs, so each model is asked the same before and after, and
+refused with the figures where they differ too much. This file knows the pipeline's models as the core's protocols.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hybrid.types import MASK
+
+if TYPE_CHECKING:
+    from hybrid.pipeline import HybridPipeline
+
+CAPTIONS = ("a red apple on a table", "a house by the sea at night")
+LABELS = (0, 1)
+ASKED = 64
+"""Places whose logits are compared."""
+
+GROUP = 32
+"""Weights of int4 that share a scale."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How near the logits of two versions of a model are.
+
+    Attributes:
+        cosine: mean cosine of the logits at a place, their mean taken off.
+        argmax: share of places with the same likeliest code.
+    """
+
+    cosine: float
+    argmax: float
+
+
+TOLERANCES = {"int8": Agreement(cosine=0.999, argmax=0.9), "int4": Agreement(cosine=0.98, argmax=0.75)}
+"""The least that each scheme must reach."""
+
+
+def quantize_blocks(pipeline: HybridPipeline, scheme: str) -> dict[str, Agreement]:
+    """Quantize the blocks of a pairing's AR and masked model, in place.
+
+    Args:
+        pipeline: as loaded; not compiled yet.
+        scheme: ``int8`` (a scale for each row) or ``int4`` (a scale for each 32 weights).
+
+    Returns:
+        What was measured, by component.
+
+    Raises:
+        ValueError: no torchao, an unknown scheme, widths that the scheme does not divide, or outputs that differ more
+            than ``TOLERANCES`` allows. The pipeline is of no use then.
+    """
+    if scheme not in TOLERANCES:
+        raise ValueError(f"quantize {scheme!r}: use {' or '.join(TOLERANCES)}")
+    found: dict[str, Agreement] = {}
+    for component in ("ar", "masked"):
+        model = getattr(pipeline, component)
+        if model is None:
+            continue
+        before = probe(pipeline, model)
+        replace_weights(model, scheme)
+        found[component] = compare(before, probe(pipeline, model))
+        check(found[component], scheme, component)
+    pipeline.quantized = scheme
+    return found
+
+
+def replace_weights(model: Any, scheme: str) -> None:
+    """Quantize the linear layers of a model's blocks.
+
+    Raises:
+        ValueError: no torchao, a model without blocks, or int4 of another type, device or width than its kernels take.
+    """
+    layers = getattr(model, "layers", None)
+    if not isinstance(layers, nn.Module):
+        raise ValueError(f"quantize {scheme}: a {type(model).__name__} has no blocks to quantize")
+    linear = [part for part in layers.modules() if isinstance(part, nn.Linear)]
+    weight = linear[0].weight
+    if scheme == "int4" and (weight.device.type, weight.dtype) != ("cuda", torch.bfloat16):
+        kind = str(weight.dtype).removeprefix("torch.")
+        raise ValueError(f"quantize int4: needs bfloat16 on CUDA, got {kind} on {weight.device.type}; use int8")
+    uneven = [part.in_features for part in linear if part.in_features % GROUP]
+    if scheme == "int4" and uneven:
+        raise ValueError(f"quantize int4: {uneven[0]} inputs are no multiple of {GROUP}; use int8")
+    try:
+        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+    except ImportError:
+        raise ValueError(f"quantize {scheme}: needs torchao (pip install 'hybrid-imagegen[quant]')") from None
+    if scheme == "int8":
+        config: Any = Int8WeightOnlyConfig()
+    else:
+        config = Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format="tile_packed_to_4d")
+    quantize_(layers, config)
+
+
+@torch.inference_mode()
+def probe(pipeline: HybridPipeline, model: Any) -> Tensor:
+    """Logits (rows, codes) of a model on fixed prompts and made-up codes: of the first places where it is an AR model,
+    of hidden ones where it is a masked model."""
+    captions = pipeline.text is not None or pipeline.reads_captions
+    condition = model.condition(pipeline.encode(CAPTIONS if captions else LABELS), pipeline.grid or model.grid)
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(condition), condition.grid.places)
+    tokens = torch.randint(model.codebook_size, shape, generator=generator).to(pipeline.device)
+    if hasattr(model, "score"):
+        return model.score(tokens[:, :ASKED], condition).flatten(0, 1)
+    hidden = torch.rand(shape[1], generator=generator).argsort()[: max(1, shape[1] // 2)]
+    tokens[:, hidden] = MASK
+    places = hidden[:ASKED].sort().values.expand(len(condition), -1).to(pipeline.device)
+    return model.logits(tokens, condition, places).flatten(0, 1)
+
+
+def compare(before: Tensor, after: Tensor) -> Agreement:
+    """How near two tables of logits (rows, codes) are."""
+    one, other = (logits.float() - logits.float().mean(-1, keepdim=True) for logits in (before, after))
+    cosine = F.cosine_similarity(one, other, dim=-1).mean()
+    return Agreement(float(cosine), float((before.argmax(-1) == after.argmax(-1)).float().mean()))
+
+
+def check(found: Agreement, scheme: str, component: str) -> None:
+    """Refuse outputs that are too far off (or no numbers).
+
+    Raises:
+        ValueError: with the figures.
+    """
+    least = TOLERANCES[scheme]
+    if not (found.cosine >= least.cosine and found.argmax >= least.argmax):
+        raise ValueError(
+            f"quantize {scheme}: the {component} model's outputs differ too much: cosine of the logits "
+            f"{found.cosine:.4f} (at least {least.cosine}), same likeliest code at {found.argmax:.0%} of the places "
+            f"(at least {least.argmax:.0%}); load it without quantize"
+        )

@@ -1,0 +1,104 @@
+"""Memory from shapes alone, against the bytes of real tensors on a tiny pair."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pairs import class_pair, text_pair
+from torch import nn
+
+from hybrid.cli import main
+from hybrid.memory import DRAW_BYTES, Alive, Memory, build, plan_pair, work_out
+from hybrid.pairing import find_pair, read_pair
+from hybrid.pipeline import HybridPipeline
+from hybrid.sampling import draw
+from hybrid.types import MASK, Grid
+
+GRID = Grid(4, 4)
+
+
+def test_what_is_alive_is_counted_and_what_is_freed_is_not() -> None:
+    one = torch.ones(100)
+    with Alive() as alive:
+        two = one + 1  # 400 bytes; what came from outside does not count
+        view = two[:50]
+        three = two * 2
+        del two, view
+        four = three + 1
+    assert alive.peak == 800 and len(four) == 100
+
+
+@pytest.mark.parametrize("make", [class_pair, text_pair])
+def test_weights_and_cache_are_those_of_real_tensors(make: type[HybridPipeline]) -> None:
+    pipe = make()
+    real = {name: sum(v.nbytes for v in (*m.parameters(), *m.buffers())) for name, m in parts(pipe).items()}
+    prompts = pipe.encode(["a", "b"] if pipe.text is not None else [0, 1])
+    with torch.no_grad():
+        _, state = pipe.ar.prefill(pipe.ar.condition(prompts, GRID), 4)
+    cache = sum(layer.nbytes for layer in state.cache.keys_values)
+    told = work_out({name: part.to("meta") for name, part in parts(pipe).items()}, GRID, batch=1)
+    assert told.weights == real and told.cache == cache
+    needs = [told.cache + told.phases["prefix"], told.phases["fill"], told.phases["decode"]]
+    assert told.peak == sum(real.values()) + max(needs)
+
+
+def parts(pipe: HybridPipeline) -> dict[str, nn.Module]:
+    return {"ar": pipe.ar, "masked": pipe.masked, "tokenizer": pipe.tokenizer}
+
+
+def test_the_phases_are_what_real_passes_keep_alive() -> None:
+    pipe, grid = class_pair(), Grid(16, 16)
+    tokens = torch.full((2, 256), MASK)
+    with torch.no_grad(), Alive() as fill:
+        logits = pipe.masked.logits(tokens, pipe.masked.condition([0, 1], grid), torch.arange(192).expand(2, -1))
+    drawing = logits.nbytes + 192 * 12 * (DRAW_BYTES + 4)
+    with torch.no_grad(), Alive() as decode:
+        pipe.tokenizer.decode(torch.zeros(1, 256, dtype=torch.long), grid)
+    told = work_out({name: part.to("meta") for name, part in parts(pipe).items()}, grid)
+    assert told.phases["fill"] == pytest.approx(max(fill.peak, drawing), rel=0.1)
+    assert told.phases["decode"] == pytest.approx(decode.peak, rel=0.1)
+
+
+def test_drawing_keeps_that_many_bytes_for_each_logit() -> None:
+    logits = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
+    with Alive() as alive:
+        draw(logits, torch.full((64,), 0.5), top_k=100)
+    assert alive.peak / logits.numel() == pytest.approx(DRAW_BYTES, rel=0.05)
+
+
+def test_a_lumina_grid_with_a_completer() -> None:
+    """Figures by hand: 7.0e9 and 0.757e9 parameters; 2 streams of 67 + 576 + 12 + 1 ids in 32 layers of width 4096."""
+    told = plan_pair(read_pair(find_pair("lumina-maskgil-768")))
+    assert told.weights["ar"] / 2 == pytest.approx(7.0e9, rel=0.01)
+    assert told.weights["masked"] / 2 == pytest.approx(757e6, rel=0.01)
+    assert told.cache == 2 * 32 * 2 * 4096 * (67 + 576 + 12 + 1) * 2
+    assert told.phases["fill"] > 2 * 1728 * 8192 * 4  # the logits alone
+
+
+def test_mistakes_are_one_line() -> None:
+    for kind, config, message in (
+        ("randar", "L", r"memory: what a randar is, its file alone tells; known are .*"),
+        ("maskgil", None, r"memory: maskgil: the pairing does not name its size; give it a config"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{message}$"):
+            build(kind, config, torch.float32)
+    pair = read_pair(find_pair("lumina-maskgil-768"), {"grid": None})
+    with pytest.raises(ValueError, match=r"^memory: the pairing names no grid$"):
+        plan_pair(pair)
+
+
+def test_the_command_says_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", "lumina-maskgil-768", "--plan-memory"]) == 0
+    out = capsys.readouterr().out
+    told = plan_pair(read_pair(find_pair("lumina-maskgil-768")))
+    assert out.startswith("lumina-maskgil-768, bf16, pictures at once: 1\n")
+    assert out.splitlines()[-1].split() == ["peak", f"{told.peak / 1e9:.3f}", "GB"]
+    assert main(["--config", "llamagen-randar-256", "--plan-memory"]) == 2
+    assert capsys.readouterr().err.startswith("hybrid-generate: memory: what a randar is, its file alone tells; known ")
+    assert main(["--plan-memory", "--dtype", "fp8"]) == 2
+    assert capsys.readouterr().err == "hybrid-generate: --plan-memory: --dtype fp8: use fp32, bf16, fp16\n"
+
+
+def test_the_peak_is_the_neediest_phase() -> None:
+    assert Memory({"ar": 10, "masked": 5}, 7, {"prefix": 1, "fill": 9, "decode": 2}).peak == 24
+    assert Memory({"ar": 10}, 7, {"prefix": 3, "decode": 9}).peak == 20

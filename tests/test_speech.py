@@ -1,0 +1,209 @@
+"""``hybrid.speech`` and ``adapters.speech``: files, prompts, debouncing, and synthesised speech really recognised."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hybrid.adapters.speech import QUIET, Rehearing, load_recogniser, resample
+from hybrid.speech import Debounce, decode_pcm, nearest, prompt_of, read_sound, stream_sound, transcribe
+
+
+def wav(raw: bytes, width: int, channels: int = 1, rate: int = 16_000) -> bytes:
+    held = io.BytesIO()
+    with wave.open(held, "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        file.writeframes(raw)
+    return held.getvalue()
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("width", "raw"),
+    [
+        (1, bytes([128, 192, 0])),
+        (2, b"\x00\x00\x00\x40\x00\x80"),
+        (3, b"\x00\x00\x00\x00\x00\x40\x00\x00\x80"),
+        (4, b"\x00\x00\x00\x00\x00\x00\x00\x40\x00\x00\x00\x80"),
+    ],
+)
+def test_every_width_gives_the_same_sound(width: int, raw: bytes) -> None:
+    sound = read_sound(wav(raw, width, rate=8000))
+    assert (sound.samples.tolist(), sound.rate, sound.samples.dtype) == ([0.0, 0.5, -1.0], 8000, np.float32)
+
+
+def test_two_channels_are_averaged_and_half_a_frame_is_left_out() -> None:
+    assert decode_pcm(b"\x00\x40\x00\x00\x00\x20", 2, 2).tolist() == [0.25]
+
+
+def test_flac_is_the_same_sound(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "a.flac", np.array([0.0, 0.5, -1.0]), 8000)
+    assert read_sound(tmp_path / "a.flac").samples.tolist() == [0.0, 0.5, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (b"", "is empty; give a recording"),
+        (b"RIFF", "not a"),
+        (wav(b"", 2), "holds no sound"),
+        (wav(b"\0\0" * 61_000, 2, rate=1000), "lasts 61 s; give at most 60 s"),
+        (b"hello, this is text", "not a"),
+    ],
+)
+def test_what_is_no_recording_is_told(data: bytes, line: str) -> None:
+    with pytest.raises(ValueError, match=f"recording: {line}"):
+        read_sound(data)
+
+
+def test_no_file_and_a_folder_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.wav: no such file"):
+        read_sound(tmp_path / "none.wav")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_sound(tmp_path)
+
+
+def test_flac_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(ValueError, match="FLAC needs the package soundfile; give a WAV, or: pip install soundfile"):
+        read_sound(b"fLaC....")
+
+
+def test_a_pipe_is_heard_in_pieces_before_it_ends() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as stream, os.fdopen(writer, "wb", buffering=0) as speaker:
+        data = wav(b"\x00\x40" * 300, 2, rate=1000)
+        speaker.write(data[: 44 + 200])  # 100 of 300 samples
+        pieces = stream_sound(stream, 0.1, "pipe")
+        first, rate = next(pieces)
+        assert (len(first), rate, set(first.tolist())) == (100, 1000, {0.5})
+        speaker.write(data[44 + 200 :])
+        speaker.close()
+        assert sum(len(piece) for piece, _ in pieces) == 200
+
+
+# Prompts
+
+
+@pytest.mark.parametrize(
+    ("said", "prompt"),
+    [
+        ("Please draw me a red apple.", "a red apple"),
+        ("A star.", "a star"),
+        ("could you please show me a picture of a cat?", "a cat"),
+        ("I'd like to see the moon", "the moon"),
+        ("Please drum me a tree.", "a tree"),
+        ("paint brush", "paint brush"),
+        ("give me an owl", "an owl"),
+        ("a drawer", "a drawer"),
+        ("  Draw me. ", ""),
+        ("...", ""),
+    ],
+)
+def test_prompts_are_what_is_wanted_without_the_asking(said: str, prompt: str) -> None:
+    assert prompt_of(said) == prompt
+
+
+def test_the_nearest_name_is_found_by_letters_and_parts() -> None:
+    names = ["T-shirt/top", "Trouser", "Sneaker", "Ankle boot"]
+    assert [nearest(said, names) for said in ("sneakers", "a t-shirt", "an ankle boots", "top", "galaxy", "")] == [
+        "Sneaker",
+        "T-shirt/top",
+        "Ankle boot",
+        "T-shirt/top",
+        None,
+        None,
+    ]
+
+
+def test_a_text_is_due_once_after_it_stood_still() -> None:
+    debounce = Debounce(0.2)
+    debounce.hear("a", 0.0)
+    debounce.hear("a cat", 0.1)
+    assert debounce.due(0.2) is None
+    debounce.hear("a cat", 0.25)
+    assert debounce.due(0.35) == "a cat"
+    assert debounce.due(9.0) is None
+    debounce.hear("", 10.0)
+    assert debounce.due(11.0) is None
+
+
+# Recognisers
+
+
+def test_resampling_keeps_a_tone_and_drops_what_the_lower_rate_cannot_hold() -> None:
+    at = np.arange(4800) / 48_000
+    low, high = np.sin(2 * np.pi * 1000 * at), np.sin(2 * np.pi * 10_000 * at)
+    found = resample((low + high).astype(np.float32), 48_000, 16_000)
+    assert np.allclose(found, np.sin(2 * np.pi * 1000 * np.arange(1600) / 16_000), atol=1e-5)
+
+
+def test_rehearing_looks_at_everything_at_intervals_and_waits_where_looks_are_slow() -> None:
+    now, looks = [0.0], []
+
+    def text_of(samples: np.ndarray, rate: int) -> str:
+        looks.append(len(samples))
+        now[0] += 0.2
+        return f"{len(samples)}"
+
+    listening = Rehearing(text_of, 0.25, clock=lambda: now[0])
+    piece = np.full(125, 0.5, np.float32)
+    assert [listening.feed(piece, 1000) for _ in range(7)] == [None, "250", None, None, None, "750", None]
+    assert (listening.finish(), listening.finish(), looks) == ("875", "875", [250, 750, 875])
+    with pytest.raises(ValueError, match="keep one rate"):
+        listening.feed(piece, 2000)
+
+
+def test_silence_is_never_given_to_a_model() -> None:
+    listening = Rehearing(lambda samples, rate: "thank you", 0.1)
+    assert listening.feed(np.full(200, QUIET / 2, np.float32), 1000) == ""
+    assert listening.finish() == ""
+
+
+def test_no_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder; give moonshine"):
+        load_recogniser(str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="no speech-to-text model of transformers"):
+        load_recogniser(str(tmp_path))
+
+
+def test_moonshine_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "moonshine_voice", None)
+    with pytest.raises(ImportError, match=r"pip install 'hybrid-imagegen\[speech\]'"):
+        load_recogniser("moonshine")
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("flite", ["-voice", "slt", "-t", "a star", "-o"]),
+        ("espeak-ng", ["-v", "en-us", "-s", "150", "please draw me a tree", "-w"]),
+    ],
+)
+def test_synthesised_speech_is_recognised(program: str, arguments: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("moonshine_voice", reason="moonshine-voice is not installed")
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    subprocess.run([program, *arguments, str(tmp_path / "said.wav")], check=True)
+    found = prompt_of(transcribe((tmp_path / "said.wav").read_bytes()))
+    assert found in ("a star", "a tree")
+
+
+def test_silence_and_noise_have_no_words() -> None:
+    pytest.importorskip("moonshine_voice", reason="moonshine-voice is not installed")
+    noise = np.random.default_rng(0).normal(0, 0.05, 16_000).clip(-1, 1)
+    assert transcribe(wav((noise * 32767).astype("<i2").tobytes(), 2)) == ""
+    assert transcribe(wav(bytes(32_000), 2)) == ""
