@@ -22,7 +22,7 @@ from torch import Tensor
 from hybrid.orders import halton_order
 from hybrid.types import MASK, Grid
 
-from .llama import ffn_width
+from .llama import ffn_width, grid_rope
 
 
 class AnyOrderConfig(BaseModel):
@@ -121,6 +121,19 @@ def asked_places(tokens_bn: Tensor, places_bm: Tensor | None) -> Tensor:
     if places_bm is not None:
         return places_bm
     return torch.arange(tokens_bn.shape[1], device=tokens_bn.device).expand(len(tokens_bn), -1)
+
+
+def opened(
+    tokens_bn: Tensor, places_bm: Tensor | None, grid: Grid, head_dim: int, rope_base: float
+) -> tuple[Known, Tensor, Tensor]:
+    """What a pass begins with: the known tokens, the places that are asked for, and the rotary table with the class
+    token's row in front.
+
+    Raises:
+        ValueError: the tokens do not fill the grid.
+    """
+    table = grid_rope(grid, 1, head_dim, keep_condition=False, base=rope_base, device=tokens_bn.device)
+    return known_tokens(tokens_bn, grid), asked_places(tokens_bn, places_bm), table
 
 
 def prefix_and_queries_mask(prefix: int, queries: int, visible_b: Tensor) -> Tensor:

@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybrid.checkpoint import fit, read_weights, source_name, unwrap
 from hybrid.types import Grid, Prompts
 
-from .any_order import AnyOrderConfig, asked_places, known_tokens, own_grid
+from .any_order import AnyOrderConfig, opened, own_grid
 from .conditions import ClassCondition, class_condition
-from .llama import FeedForward, RMSNorm, grid_rope, rotate
-from .llamagen import WIDTHS, infer_heads, resolve, shape_of
+from .llama import FeedForward, RMSNorm, rotate
+from .llamagen import WIDTHS, infer_heads
+from .loading import load_network, shape_of
 
 CONFIGS: dict[str, dict[str, Any]] = {size: dict(WIDTHS[size]) for size in ("L", "XL", "XXL")}
 SPECIAL = 3
@@ -158,11 +158,7 @@ class ARPG(nn.Module):
         Raises:
             ValueError: the tokens do not fill the grid.
         """
-        known = known_tokens(tokens_bn, condition.grid)
-        places_bm = asked_places(tokens_bn, places_bm)
-        table = grid_rope(
-            condition.grid, 1, self.head_dim, keep_condition=False, base=self.rope_base, device=tokens_bn.device
-        )
+        known, places_bm, table = opened(tokens_bn, places_bm, condition.grid, self.head_dim, self.rope_base)
         class_bn = condition.labels_b[:, None] + self.codebook_size + 1
         prefix_bld = self.embeddings(torch.cat((class_bn, known.tokens_bk), dim=1))
         prefix_rope = torch.cat((table[:1].expand(len(tokens_bn), -1, -1, -1), table[1 + known.places_bk]), dim=1)
@@ -204,16 +200,14 @@ def load(
     dtype: torch.dtype | None = None,
 ) -> ARPG:
     """See ``hybrid.adapters.load``."""
-    if weights is None:
-        raise ValueError("arpg: no weights given")
-    state, metadata = read_weights(weights)
-    source = source_name(weights)
-    state = unwrap(state, expect="layers.self_dec.0.attn.to_q.weight", source=source)
-    if config is None:
-        config = metadata.get("config")
-    fields = resolve(config, CONFIGS, {} if config is not None else infer(state, source), "arpg", AnyOrderConfig)
-    with torch.device("meta"):
-        model = build(fields)
-    fit(model, state, source=source, dtype=dtype, device=device)
-    model.config = fields.model_dump()
-    return model.eval()
+    return load_network(
+        "arpg",
+        weights,
+        config,
+        sizes=CONFIGS,
+        fields=AnyOrderConfig,
+        infer=infer,
+        build=build,
+        device=device,
+        dtype=dtype,
+    )

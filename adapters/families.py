@@ -11,7 +11,7 @@ from importlib import import_module
 
 from torch import Tensor
 
-from hybrid.checkpoint import unwrap
+from hybrid.checkpoint import find_wrapper
 
 from . import ADAPTERS, load
 
@@ -43,11 +43,8 @@ def find_family(state: Mapping[str, Tensor], source: str) -> str:
         ValueError: none of them; the message shows some of the keys.
     """
     for kind, marker in MARKERS.items():
-        try:
-            unwrap(state, marker)
-        except ValueError:
-            continue
-        return kind
+        if find_wrapper(state, (marker,)) is not None:
+            return kind
     shown = ", ".join(sorted(state)[:5])
     raise ValueError(f"{source}: of no known family; known: {', '.join(MARKERS)}; its keys are {shown}")
 

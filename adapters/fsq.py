@@ -18,7 +18,9 @@ from torch.nn import functional as F
 
 from hybrid.checkpoint import fit, read_weights, source_name, unwrap
 from hybrid.config import parse
-from hybrid.types import Grid, require_no_mask
+from hybrid.types import Grid, require_codes
+
+from .families import MARKERS
 
 
 class FSQConfig(BaseModel):
@@ -138,12 +140,7 @@ class FSQTokenizer(nn.Module):
         Raises:
             ValueError: MASK or ids outside the codebook among the tokens, or tokens that do not fill the grid.
         """
-        if tokens_bn.dim() != 2 or tokens_bn.shape[1] != grid.places:
-            raise ValueError(f"tokens {tuple(tokens_bn.shape)} do not fill a {grid} grid: expected (b, {grid.places})")
-        size = self.codebook_size
-        outside = require_no_mask(tokens_bn)[(tokens_bn < 0) | (tokens_bn >= size)]
-        if len(outside):
-            raise ValueError(f"token {int(outside[0])} is not in the codebook of {size} codes (0..{size - 1})")
+        require_codes(tokens_bn, grid, self.codebook_size)
         codes = self.codebook_kd[tokens_bn].transpose(1, 2).unflatten(2, (grid.height, grid.width))
         return self.render(codes.to(next(self.parameters()).dtype))
 
@@ -179,7 +176,7 @@ def load(
     if isinstance(fields, str):
         raise ValueError(f"fsq has no named configuration {fields!r}; pass its fields as a mapping")
     source = source_name(weights)
-    state = unwrap(state, expect="codebook_kd", source=source)
+    state = unwrap(state, expect=MARKERS["fsq"], source=source)
     settings = parse(FSQConfig, fields, "fsq config")
     with torch.device("meta"):
         model = build(settings)

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from hybrid.checkpoint import fit, read_weights, source_name, unwrap
 from hybrid.types import MASK, Grid, Prompts
 
 from .conditions import ClassCondition, class_condition
 from .llama import FeedForward, RMSNorm
-from .llamagen import resolve, shape_of, spread_codes
+from .llamagen import spread_codes
+from .loading import load_network, resolve, shape_of
 
 EPS = 1e-5
 LAYERS = "transformer.layers."
@@ -333,19 +333,17 @@ def load(
     dtype: torch.dtype | None = None,
 ) -> HaltonMaskGIT:
     """See ``hybrid.adapters.load``."""
-    if weights is None:
-        raise ValueError("halton: no weights given")
-    state, metadata = read_weights(weights)
-    source = source_name(weights)
-    # LlamaGen's and MaskGIL's files have no table of positions, so this key tells the family.
-    state = unwrap(state, expect="pos_emb.weight", source=source)
-    if config is None:
-        config = metadata.get("config")
-    fields = resolve(config, CONFIGS, {} if config is not None else infer(state, source), "halton", HaltonConfig)
-    with torch.device("meta"):
-        model = build(fields)
-    fit(model, state, source=source, dtype=dtype, device=device)
+    model = load_network(
+        "halton",
+        weights,
+        config,
+        sizes=CONFIGS,
+        fields=HaltonConfig,
+        infer=infer,
+        build=build,
+        device=device,
+        dtype=dtype,
+    )
     if model.device.type != "meta" and torch.equal(model.head.weight, model.tok_emb.weight):
         model.head.weight = model.tok_emb.weight
-    model.config = fields.model_dump(by_alias=True)
-    return model.eval()
+    return model

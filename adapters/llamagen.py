@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from hybrid.checkpoint import fit, read_weights, source_name, unwrap
-from hybrid.config import parse
 from hybrid.types import Grid, Prompts, TextEncoder
 
 from .conditions import (
@@ -30,6 +28,7 @@ from .conditions import (
     text_condition,
 )
 from .llama import KVCache, RMSNorm, Window, blocks, devices_of, ffn_width, grid_rope, init_weights, run
+from .loading import load_network, resolve, shape_of
 
 
 class TransformerConfig(BaseModel):
@@ -71,8 +70,6 @@ class TransformerConfig(BaseModel):
         side = isqrt(self.block_size)
         return Grid(side, side) if side * side == self.block_size else None
 
-
-Config = TypeVar("Config", bound=BaseModel)
 
 WIDTHS = {
     "B": {"dim": 768, "n_layer": 12, "n_head": 12},
@@ -320,27 +317,6 @@ def create(config: str | Mapping[str, Any]) -> tuple[LlamaGen, dict[str, Any]]:
     return model, fields.model_dump()
 
 
-def resolve(
-    config: str | Mapping[str, Any] | None,
-    known: Mapping[str, Mapping[str, Any]],
-    found: Mapping[str, Any],
-    kind: str,
-    model: type[Config],
-) -> Config:
-    """A configuration from a known size's name, a mapping, or what the weights tell.
-
-    Raises:
-        ValueError: unknown name or field.
-    """
-    if config is None:
-        return parse(model, found, kind)
-    if isinstance(config, str):
-        if config not in known:
-            raise ValueError(f"{kind}: unknown configuration {config!r}; known: {', '.join(known)}")
-        return parse(model, known[config], kind)
-    return parse(model, config, f"{kind} config")
-
-
 def infer(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     """Configuration fields that a state dict's shapes tell; heads are assumed 64 wide (100 in the 3B model).
 
@@ -360,17 +336,6 @@ def infer(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         tokens, width = state["cls_embedding.uncond_embedding"].shape
         return fields | {"model_type": "t2i", "cls_token_num": tokens, "caption_dim": width}
     return fields | {"num_classes": shape_of(state, "cls_embedding.embedding_table.weight", source)[0] - 1}
-
-
-def shape_of(state: Mapping[str, Tensor], key: str, source: str) -> torch.Size:
-    """Shape of a weight.
-
-    Raises:
-        ValueError: it is missing.
-    """
-    if key not in state:
-        raise ValueError(f"{source}: has no {key}")
-    return state[key].shape
 
 
 def count_layers(state: Mapping[str, Tensor]) -> int:
@@ -399,16 +364,14 @@ def load(
     dtype: torch.dtype | None = None,
 ) -> LlamaGen:
     """See ``hybrid.adapters.load``."""
-    if weights is None:
-        raise ValueError("llamagen: no weights given")
-    state, metadata = read_weights(weights)
-    source = source_name(weights)
-    state = unwrap(state, expect="tok_embeddings.weight", source=source)
-    if config is None:
-        config = metadata.get("config")
-    fields = resolve(config, CONFIGS, {} if config is not None else infer(state, source), "llamagen", TransformerConfig)
-    with torch.device("meta"):
-        model = build(fields)
-    fit(model, state, source=source, dtype=dtype, device=device)
-    model.config = fields.model_dump()
-    return model.eval()
+    return load_network(
+        "llamagen",
+        weights,
+        config,
+        sizes=CONFIGS,
+        fields=TransformerConfig,
+        infer=infer,
+        build=build,
+        device=device,
+        dtype=dtype,
+    )

@@ -22,6 +22,7 @@ from hybrid.checkpoint import fit, read_weights, source_name, unwrap
 from hybrid.types import Grid, Prompts
 
 from . import lumina2
+from .families import MARKERS
 from .llama import KVCache, Window
 from .lumina_config import VERSIONS, LuminaConfig, find_config, plain_norms
 from .lumina_net import Chameleon
@@ -246,7 +247,7 @@ def load(
         raise ValueError("lumina: no weights given")
     state, metadata = read_weights(weights)
     source = source_name(weights)
-    state = unwrap(state, "model.embed_tokens.weight", source=source)
+    state = unwrap(state, MARKERS["lumina"], source=source)
     folder = None
     if not isinstance(weights, Mapping):
         folder = Path(weights) if Path(weights).is_dir() else Path(weights).parent

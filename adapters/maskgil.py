@@ -18,12 +18,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hybrid.checkpoint import fit, read_weights, source_name, unwrap
 from hybrid.types import MASK, Grid, Prompts, TextEncoder
 
 from .conditions import CaptionEmbedding, ClassCondition, TextCondition, class_condition, text_condition
 from .llama import RMSNorm, blocks, grid_rope, init_weights, rope_1d, run
-from .llamagen import WIDTHS, TransformerConfig, count_layers, infer_heads, resolve, shape_of, spread_codes
+from .llamagen import WIDTHS, TransformerConfig, count_layers, infer_heads, spread_codes
+from .loading import load_network, resolve, shape_of
 
 
 class MaskGILConfig(TransformerConfig):
@@ -227,16 +227,14 @@ def load(
     dtype: torch.dtype | None = None,
 ) -> MaskGIL:
     """See ``hybrid.adapters.load``."""
-    if weights is None:
-        raise ValueError("maskgil: no weights given")
-    state, metadata = read_weights(weights)
-    source = source_name(weights)
-    state = unwrap(state, expect="tok_emb.weight", source=source)
-    if config is None:
-        config = metadata.get("config")
-    fields = resolve(config, CONFIGS, {} if config is not None else infer(state, source), "maskgil", MaskGILConfig)
-    with torch.device("meta"):
-        model = build(fields)
-    fit(model, state, source=source, dtype=dtype, device=device)
-    model.config = fields.model_dump()
-    return model.eval()
+    return load_network(
+        "maskgil",
+        weights,
+        config,
+        sizes=CONFIGS,
+        fields=MaskGILConfig,
+        infer=infer,
+        build=build,
+        device=device,
+        dtype=dtype,
+    )

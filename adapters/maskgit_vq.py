@@ -18,11 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hybrid.checkpoint import fit, read_weights, source_name, unwrap
-from hybrid.types import Grid, require_no_mask
+from hybrid.types import Grid, require_codes
 
-from .llamagen import resolve, shape_of
-from .taming import NORM_GROUPS, Codebook, group_norm
+from .loading import load_network, shape_of
+from .taming import NORM_GROUPS, Codebook, group_norm, require_rgb
 
 
 class MaskGITVQConfig(BaseModel):
@@ -147,11 +146,7 @@ class MaskGITVQ(nn.Module):
         Raises:
             ValueError: not RGB, or sides that are not multiples of ``factor``.
         """
-        _, channels, height, width = images_bchw.shape
-        if channels != 3:
-            raise ValueError(f"images have {channels} channels, expected 3 (RGB)")
-        if height % self.factor or width % self.factor or not height * width:
-            raise ValueError(f"images are {height}x{width}: height and width must be multiples of {self.factor}")
+        require_rgb(images_bchw, self.factor)
         latent_bdhw = self.encoder(((images_bchw + 1) / 2).to(self.encoder.conv_in.weight))
         return self.quantize.nearest(latent_bdhw.flatten(2).transpose(1, 2))
 
@@ -162,13 +157,8 @@ class MaskGITVQ(nn.Module):
         Raises:
             ValueError: MASK or ids outside the codebook among the tokens, or tokens that do not fill the grid.
         """
-        if tokens_bn.dim() != 2 or tokens_bn.shape[1] != grid.places:
-            raise ValueError(f"tokens {tuple(tokens_bn.shape)} do not fill a {grid} grid: expected (b, {grid.places})")
         codebook_kd = self.codebook_kd
-        size = len(codebook_kd)
-        outside = require_no_mask(tokens_bn)[(tokens_bn < 0) | (tokens_bn >= size)]
-        if len(outside):
-            raise ValueError(f"token {int(outside[0])} is not in the codebook of {size} codes (0..{size - 1})")
+        require_codes(tokens_bn, grid, len(codebook_kd))
         codes_bnd = codebook_kd[tokens_bn.to(codebook_kd.device)].to(self.decoder.conv_in.weight.dtype)
         codes_bdhw = codes_bnd.transpose(1, 2).unflatten(2, (grid.height, grid.width)).contiguous()
         return 2 * self.decoder(codes_bdhw) - 1
@@ -213,17 +203,14 @@ def load(
     dtype: torch.dtype | None = None,
 ) -> MaskGITVQ:
     """See ``hybrid.adapters.load``."""
-    if weights is None:
-        raise ValueError("maskgit-vq: no weights given")
-    state, metadata = read_weights(weights)
-    source = source_name(weights)
-    # The taming family names its upsampling otherwise, so this key tells the family.
-    state = unwrap(state, expect="decoder.up.1.upsample_conv.weight", source=source)
-    if config is None:
-        config = metadata.get("config")
-    fields = resolve(config, CONFIGS, {} if config is not None else infer(state, source), "maskgit-vq", MaskGITVQConfig)
-    with torch.device("meta"):
-        model = build(fields)
-    fit(model, state, source=source, dtype=dtype, device=device)
-    model.config = fields.model_dump()
-    return model.eval()
+    return load_network(
+        "maskgit-vq",
+        weights,
+        config,
+        sizes=CONFIGS,
+        fields=MaskGITVQConfig,
+        infer=infer,
+        build=build,
+        device=device,
+        dtype=dtype,
+    )

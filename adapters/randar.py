@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybrid.checkpoint import fit, read_weights, source_name, unwrap
 from hybrid.types import Grid, Prompts
 
-from .any_order import AnyOrderConfig, asked_places, known_tokens, own_grid, prefix_and_queries_mask
+from .any_order import AnyOrderConfig, opened, own_grid, prefix_and_queries_mask
 from .conditions import ClassCondition, ClassEmbedding, class_condition
-from .llama import RMSNorm, blocks, grid_rope, rotate, run
-from .llamagen import WIDTHS, count_layers, infer_heads, resolve, shape_of
+from .llama import RMSNorm, blocks, rotate, run
+from .llamagen import WIDTHS, count_layers, infer_heads
+from .loading import load_network, shape_of
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "L-llamagen": {**WIDTHS["L"], "vocab_size": 16384},
@@ -90,11 +90,7 @@ class RandAR(nn.Module):
         Raises:
             ValueError: the tokens do not fill the grid.
         """
-        known = known_tokens(tokens_bn, condition.grid)
-        places_bm = asked_places(tokens_bn, places_bm)
-        table = grid_rope(
-            condition.grid, 1, self.head_dim, keep_condition=False, base=self.rope_base, device=tokens_bn.device
-        )
+        known, places_bm, table = opened(tokens_bn, places_bm, condition.grid, self.head_dim, self.rope_base)
         known_rope, asked_rope = table[1 + known.places_bk], table[1 + places_bm]
         pairs_b2kd = torch.stack((self._instructions(known_rope), self.tok_embeddings(known.tokens_bk)), dim=2)
         prefix_bld = torch.cat((self.cls_embedding(condition), pairs_b2kd.flatten(1, 2)), dim=1)
@@ -144,17 +140,14 @@ def load(
     dtype: torch.dtype | None = None,
 ) -> RandAR:
     """See ``hybrid.adapters.load``."""
-    if weights is None:
-        raise ValueError("randar: no weights given")
-    state, metadata = read_weights(weights)
-    source = source_name(weights)
-    # The rest of its keys are LlamaGen's.
-    state = unwrap(state, expect="pos_instruct_embeddings", source=source)
-    if config is None:
-        config = metadata.get("config")
-    fields = resolve(config, CONFIGS, {} if config is not None else infer(state, source), "randar", AnyOrderConfig)
-    with torch.device("meta"):
-        model = build(fields)
-    fit(model, state, source=source, dtype=dtype, device=device)
-    model.config = fields.model_dump()
-    return model.eval()
+    return load_network(
+        "randar",
+        weights,
+        config,
+        sizes=CONFIGS,
+        fields=AnyOrderConfig,
+        infer=infer,
+        build=build,
+        device=device,
+        dtype=dtype,
+    )

@@ -21,14 +21,13 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from hybrid.checkpoint import fit, read_weights, source_name, unwrap
 from hybrid.types import Grid, Prompts
 
 from .any_order import own_grid
 from .conditions import ClassCondition, class_condition
 from .halton import modulation
 from .llama import KVCache, Window, devices_of
-from .llamagen import resolve, shape_of
+from .loading import load_network, shape_of
 
 EPS = 1e-6
 PREFIX = 2
@@ -330,16 +329,14 @@ def load(
     dtype: torch.dtype | None = None,
 ) -> RAR:
     """See ``hybrid.adapters.load``."""
-    if weights is None:
-        raise ValueError("rar: no weights given")
-    state, metadata = read_weights(weights)
-    source = source_name(weights)
-    state = unwrap(state, expect="target_aware_pos_embed", source=source)
-    if config is None:
-        config = metadata.get("config")
-    fields = resolve(config, CONFIGS, {} if config is not None else infer(state, source), "rar", RARConfig)
-    with torch.device("meta"):
-        model = build(fields)
-    fit(model, state, source=source, dtype=dtype, device=device)
-    model.config = fields.model_dump()
-    return model.eval()
+    return load_network(
+        "rar",
+        weights,
+        config,
+        sizes=CONFIGS,
+        fields=RARConfig,
+        infer=infer,
+        build=build,
+        device=device,
+        dtype=dtype,
+    )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hybrid.types import Grid, require_no_mask
+from hybrid.types import Grid, require_codes
 
 NORM_GROUPS = 32
 
@@ -142,11 +142,7 @@ class VQTokenizer(nn.Module):
         return self.decoder(self.post_quant_conv(codes_bdhw), *context)
 
     def _encoded(self, images_bchw: Tensor) -> Tensor:
-        _, channels, height, width = images_bchw.shape
-        if channels != 3:
-            raise ValueError(f"images have {channels} channels, expected 3 (RGB)")
-        if height % self.factor or width % self.factor or not height * width:
-            raise ValueError(f"images are {height}x{width}: height and width must be multiples of {self.factor}")
+        require_rgb(images_bchw, self.factor)
         return self.quant_conv(self.encoder(images_bchw.to(self.quant_conv.weight)))
 
     @torch.no_grad()
@@ -156,15 +152,19 @@ class VQTokenizer(nn.Module):
         Raises:
             ValueError: MASK or ids outside the codebook among the tokens, or tokens that do not fill the grid.
         """
-        if tokens_bn.dim() != 2 or tokens_bn.shape[1] != grid.places:
-            raise ValueError(f"tokens {tuple(tokens_bn.shape)} do not fill a {grid} grid: expected (b, {grid.places})")
         codebook_kd = self.codebook_kd
-        size = len(codebook_kd)
-        outside = require_no_mask(tokens_bn)[(tokens_bn < 0) | (tokens_bn >= size)]
-        if len(outside):
-            raise ValueError(f"token {int(outside[0])} is not in the codebook of {size} codes (0..{size - 1})")
+        require_codes(tokens_bn, grid, len(codebook_kd))
         codes_bnd = codebook_kd[tokens_bn.to(codebook_kd.device)].to(self.post_quant_conv.weight.dtype)
         return self.render(codes_bnd.transpose(1, 2).unflatten(2, (grid.height, grid.width)).contiguous())
+
+
+def require_rgb(images_bchw: Tensor, factor: int) -> None:
+    """Raise ValueError where images are not RGB, or their sides no multiples of ``factor`` pixels."""
+    _, channels, height, width = images_bchw.shape
+    if channels != 3:
+        raise ValueError(f"images have {channels} channels, expected 3 (RGB)")
+    if height % factor or width % factor or not height * width:
+        raise ValueError(f"images are {height}x{width}: height and width must be multiples of {factor}")
 
 
 class Codebook(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hybrid.checkpoint import fit, read_weights, source_name, unwrap
 
+from .families import MARKERS
 from .taming import LLAMAGEN, TAMING, VQTokenizer
 
 LLAMAGEN_SIZES: Mapping[str, Mapping[str, Any]] = {
@@ -85,7 +86,7 @@ def load_llamagen_vq(
     Raises:
         ValueError: unknown size or field, or weights that do not fit (file, key, expected and actual shape).
     """
-    state, fields, source = _read(weights, config, LLAMAGEN_SIZES, "encoder.conv_blocks.0.res.0.conv1.weight")
+    state, fields, source = _read(weights, config, LLAMAGEN_SIZES, "llamagen-vq")
     shapes = _llamagen_fields(state)
     _refuse_unknown(fields, {*shapes, "ch_mult", *LLAMAGEN_TRAINING}, source)
     both = {side: fields["ch_mult"] for side in ("encoder_ch_mult", "decoder_ch_mult") if "ch_mult" in fields}
@@ -153,8 +154,7 @@ def load_chameleon_vq(
     Raises:
         ValueError: unknown size, or weights that do not fit (file, key, expected and actual shape).
     """
-    plain = "decoder.mid.block_1.norm1.weight"
-    return _load_taming(weights, config, CHAMELEON_SIZES, expect=plain, spatial_norm=False, device=device, dtype=dtype)
+    return _load_taming("chameleon-vq", weights, config, CHAMELEON_SIZES, device=device, dtype=dtype)
 
 
 def load_movqgan(
@@ -168,21 +168,19 @@ def load_movqgan(
 
     Arguments and errors are those of ``load_chameleon_vq``; the named size is "movqgan-270M".
     """
-    spatial = "decoder.mid.block_1.norm1.norm_layer.weight"
-    return _load_taming(weights, config, MOVQGAN_SIZES, expect=spatial, spatial_norm=True, device=device, dtype=dtype)
+    return _load_taming("movqgan", weights, config, MOVQGAN_SIZES, device=device, dtype=dtype)
 
 
 def _load_taming(
+    kind: str,
     weights: str | Path | Mapping[str, Any] | None,
     config: str | Mapping[str, Any] | None,
     sizes: Mapping[str, Mapping[str, Any]],
     *,
-    expect: str,
-    spatial_norm: bool,
     device: str | torch.device,
     dtype: torch.dtype | None,
 ) -> VQTokenizer:
-    state, fields, source = _read(weights, config, sizes, expect)
+    state, fields, source = _read(weights, config, sizes, kind)
     fields = fields.get("model", {}).get("params", fields)
     given = dict(fields.get("ddconfig", {}))
     shapes = _taming_fields(state)
@@ -192,24 +190,10 @@ def _load_taming(
         if given.get(field, value) != value:
             raise ValueError(f"{source}: {field} expected {value}, got {given[field]}")
     known = shapes | given
-    levels = known["attention_levels"]
-    if {"attn_resolutions", "resolution"} <= set(given):
-        sides = [given["resolution"] // 2**level for level in range(len(known["ch_mult"]))]
-        levels = [level for level, side in enumerate(sides) if side in given["attn_resolutions"]]
     codes, code_width = state["quantize.embedding.weight"].shape
     with torch.device("meta"):
-        model = VQTokenizer(
-            width=known["ch"],
-            encoder_multiples=known["ch_mult"],
-            decoder_multiples=known["ch_mult"],
-            blocks=known["num_res_blocks"],
-            latent_width=known["z_channels"],
-            codebook_size=fields.get("n_embed", codes),
-            code_width=fields.get("embed_dim", code_width),
-            l2_norm=False,
-            attention_levels=levels,
-            layout=TAMING,
-            spatial_norm=spatial_norm,
+        model = build_taming(
+            kind, known, codes=fields.get("n_embed", codes), code_width=fields.get("embed_dim", code_width)
         )
     # taming's own training files keep the discriminator and the perceptual loss beside the model.
     state = {key: tensor for key, tensor in state.items() if not key.startswith("loss.")}
@@ -218,18 +202,44 @@ def _load_taming(
     return model.eval()
 
 
+def build_taming(kind: str, ddconfig: Mapping[str, Any], *, codes: int, code_width: int) -> VQTokenizer:
+    """A ``chameleon-vq`` or ``movqgan`` of the original's ``ddconfig``, with fresh weights.
+
+    Attention stands at the levels whose side is in ``attn_resolutions``; where that or ``resolution`` is missing, at
+    ``attention_levels`` (see ``_taming_fields``).
+    """
+    if {"attn_resolutions", "resolution"} <= set(ddconfig):
+        sides = [ddconfig["resolution"] // 2**level for level in range(len(ddconfig["ch_mult"]))]
+        levels = [level for level, side in enumerate(sides) if side in ddconfig["attn_resolutions"]]
+    else:
+        levels = ddconfig["attention_levels"]
+    return VQTokenizer(
+        width=ddconfig["ch"],
+        encoder_multiples=ddconfig["ch_mult"],
+        decoder_multiples=ddconfig["ch_mult"],
+        blocks=ddconfig["num_res_blocks"],
+        latent_width=ddconfig["z_channels"],
+        codebook_size=codes,
+        code_width=code_width,
+        l2_norm=False,
+        attention_levels=levels,
+        layout=TAMING,
+        spatial_norm=kind == "movqgan",
+    )
+
+
 def _read(
     weights: str | Path | Mapping[str, Any] | None,
     config: str | Mapping[str, Any] | None,
     sizes: Mapping[str, Mapping[str, Any]],
-    expect: str,
+    kind: str,
 ) -> tuple[dict[str, Tensor], Mapping[str, Any], str]:
-    """State dict (told from other families by the key ``expect``), the fields that are given, and the display name."""
+    """State dict of that kind, the fields that are given, and the display name."""
     if weights is None:
         raise ValueError("an image tokenizer needs weights: a file, a folder or a state dict")
     source = source_name(weights)
     state, metadata = read_weights(weights)
-    state = unwrap(state, expect, source=source)
+    state = unwrap(state, MARKERS[kind], source=source)
     for key in ("encoder.conv_in.weight", "encoder.conv_out.weight", "quantize.embedding.weight"):
         if key not in state:
             raise ValueError(f"{source}: missing {key}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import cli_ablate
 from .cli_sweep import add_commands
+from .threads import use_threads
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,16 +46,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _figures(arguments: argparse.Namespace) -> int:
-    import torch
     from rich.console import Console
     from rich.progress import Progress
 
     from hybrid.benchmarks.figures import make_figures
 
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"--threads {arguments.threads}: must be at least 1")
-        torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .threads import use_threads
+
 
 def add_command(commands: Any) -> None:
     """Add ``ablate`` to ``hybrid-bench``'s subparsers."""
@@ -27,14 +29,10 @@ def add_command(commands: Any) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> int:
-    import torch
 
     from .ablate import run_sweep
 
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"--threads {arguments.threads}: must be at least 1")
-        torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     last: tuple[str, int] | None = None
 
     def told(what: str, done: int, total: int) -> None:

@@ -8,6 +8,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from .threads import use_threads
+
 
 def add_commands(commands: Any) -> None:
     """Add the four commands to ``hybrid-bench``."""
@@ -67,7 +69,6 @@ def add_commands(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import torch
     from rich.console import Console
 
     from hybrid.request import find_device
@@ -77,10 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from .publish import publish
     from .sweep import STAGES, Runner
 
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"--threads {arguments.threads}: must be at least 1")
-        torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     console = Console(stderr=True)
     if arguments.only == "report":
         _end(arguments.out, publish(arguments.out))

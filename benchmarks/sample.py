@@ -13,13 +13,14 @@ are: process r of w draws parts r, r + w, r + 2w, …
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from hybrid.whole_files import replacing
 
 from .figures import write_json
 
@@ -122,7 +123,5 @@ def _write_part(path: Path, pngs: Path, first: int, images: np.ndarray) -> None:
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    os.replace(partial, path)

@@ -56,7 +56,7 @@ def measure(pipe: Any, recogniser: Any, voice: Sequence[str], prompts: Sequence[
     from torch.nn.functional import cosine_similarity
 
     from hybrid.speak import Painter, live
-    from hybrid.speak_cli import PREVIEW, _pieces
+    from hybrid.speak_cli import PREVIEW, pieces_of
     from hybrid.speech import prompt_of, read_sound
 
     heard: list[str] = []
@@ -68,7 +68,7 @@ def measure(pipe: Any, recogniser: Any, voice: Sequence[str], prompts: Sequence[
             painter = Painter(pipe, seed=0, preview=PREVIEW, final={"method": "hybrid"}, show=lambda picture: None)
             with painter:
                 try:
-                    report = live(_pieces(read_sound(file), pace=True), recogniser.listen(), painter)
+                    report = live(pieces_of(read_sound(file), pace=True), recogniser.listen(), painter)
                 except ValueError:
                     heard.append("")
                     continue

@@ -14,14 +14,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import pickle
 import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from hybrid.whole_files import replacing
 
 WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
 """Names under which training scripts keep the weights, beside optimizer, step and (unused here) ``ema``."""
@@ -108,16 +108,21 @@ def unwrap(
         ValueError: no such key under any wrapper.
     """
     wanted = (expect,) if isinstance(expect, str) else tuple(expect)
+    prefix = find_wrapper(state, wanted)
+    if prefix is None:
+        raise ValueError(f"{source}: has no {' or '.join(wanted)}; its keys are {_some(sorted(state))}")
+    return {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
+
+
+def find_wrapper(keys: Iterable[str], wanted: Sequence[str]) -> str | None:
+    """The shortest wrapper prefix under which one of the wanted keys stands ("" where it is bare), or None."""
     found = {
         key[: -len(want)]
-        for key in state
+        for key in keys
         for want in wanted
         if key.endswith(want) and WRAPPER_PREFIX.fullmatch(key[: -len(want)])
     }
-    if not found:
-        raise ValueError(f"{source}: has no {' or '.join(wanted)}; its keys are {_some(sorted(state))}")
-    prefix = min(found, key=lambda wrapper: (wrapper.count("."), wrapper))
-    return {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
+    return min(found, key=lambda wrapper: (wrapper.count("."), wrapper), default=None)
 
 
 def fit(
@@ -195,7 +200,7 @@ def save_weights(
     header = {"format": "pt"} | {key: json.dumps(value) for key, value in (metadata or {}).items()}
     if shard_bytes is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as part:
+        with replacing(path) as part:
             save_file(_separate(state), part, header)
         return
     path.mkdir(parents=True, exist_ok=True)
@@ -209,13 +214,13 @@ def save_weights(
         room -= tensor.nbytes
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for shard_name, shard in zip(names, shards, strict=True):
-        with _replacing(path / shard_name) as part:
+        with replacing(path / shard_name) as part:
             save_file(_separate(shard), part, header)
     index = {
         "metadata": {"total_size": sum(tensor.nbytes for tensor in state.values())},
         "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
     }
-    with _replacing(path / "model.safetensors.index.json") as part:
+    with replacing(path / "model.safetensors.index.json") as part:
         part.write_text(json.dumps(index, indent=2))
     for file in path.glob("model-*.safetensors"):
         if SHARD.fullmatch(file.name) and file.name not in names:
@@ -399,20 +404,6 @@ def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         separate[key] = own.clone() if address in seen else own
         seen.add(address)
     return separate
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to; it takes the path's place when all went well and vanishes otherwise."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.touch()
-        mode = part.stat().st_mode
-        yield part
-        part.chmod(mode)  # safetensors' own writer leaves its files readable by their owner only
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _parsed(value: str) -> Any:

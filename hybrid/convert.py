@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybrid.checkpoint import WRAPPER_PREFIX, read_weights, save_weights, source_name, unwrap
+from hybrid.checkpoint import find_wrapper, read_weights, save_weights, source_name
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def inspect(path: Path, *, kind: str | None = None, config: str | None = None) -
     source = source_name(path)
     found = kind or find_family(state, source)
     marker = MARKERS.get(found)
-    wrapper = "" if marker is None else _wrapper(state, marker)
+    wrapper = "" if marker is None else find_wrapper(state, (marker,)) or ""
     module = load(found, path, config, device="meta")
     full = dict(getattr(module, "config", {}))
     codes = getattr(module, "codebook_size", None)
@@ -156,13 +155,6 @@ def card(name: str, told: Inspection) -> str:
 def count_parameters(module: Any) -> int:
     """Parameters of a module; a tokenizer's fixed codebook is none of them."""
     return sum(value.numel() for value in module.parameters()) if isinstance(module, nn.Module) else 0
-
-
-def _wrapper(state: Mapping[str, Tensor], marker: str) -> str:
-    bare = unwrap(state, marker)
-    prefixes = [key.removesuffix(marker) for key in state if key.endswith(marker)]
-    fitting = [prefix for prefix in prefixes if WRAPPER_PREFIX.fullmatch(prefix)]
-    return min(fitting, key=lambda prefix: (prefix.count("."), prefix)) if marker in bare else ""
 
 
 def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:

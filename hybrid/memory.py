@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -211,26 +212,11 @@ def _lumina(config: Any) -> nn.Module:
     return Lumina(find_config(config, {}, None, {}, "lumina"))
 
 
-def _taming(config: Any) -> nn.Module:
-    from hybrid.adapters.taming import TAMING, VQTokenizer
-    from hybrid.adapters.vq import CHAMELEON_SIZES, MOVQGAN_SIZES
+def _taming(kind: str, config: Any) -> nn.Module:
+    from hybrid.adapters.vq import CHAMELEON_SIZES, MOVQGAN_SIZES, build_taming
 
-    fields = {**CHAMELEON_SIZES, **MOVQGAN_SIZES}[config]
-    net = fields["ddconfig"]
-    sides = [net["resolution"] // 2**level for level in range(len(net["ch_mult"]))]
-    return VQTokenizer(
-        width=net["ch"],
-        encoder_multiples=net["ch_mult"],
-        decoder_multiples=net["ch_mult"],
-        blocks=net["num_res_blocks"],
-        latent_width=net["z_channels"],
-        codebook_size=fields["n_embed"],
-        code_width=fields["embed_dim"],
-        l2_norm=False,
-        attention_levels=[level for level, side in enumerate(sides) if side in net["attn_resolutions"]],
-        layout=TAMING,
-        spatial_norm=config in MOVQGAN_SIZES,
-    )
+    fields = (CHAMELEON_SIZES if kind == "chameleon-vq" else MOVQGAN_SIZES)[config]
+    return build_taming(kind, fields["ddconfig"], codes=fields["n_embed"], code_width=fields["embed_dim"])
 
 
 def _flan_t5_xl(config: Any) -> nn.Module:
@@ -251,8 +237,8 @@ BUILDERS: dict[str, Callable[[Any], nn.Module]] = {
     "halton": _created("halton"),
     "lumina": _lumina,
     "llamagen-vq": _created("vq", "create_llamagen_vq"),
-    "chameleon-vq": _taming,
-    "movqgan": _taming,
+    "chameleon-vq": partial(_taming, "chameleon-vq"),
+    "movqgan": partial(_taming, "movqgan"),
     "fsq": _created("fsq"),
     "t5": _flan_t5_xl,
 }

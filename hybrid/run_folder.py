@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from hybrid.checkpoint import read_weights, save_weights
 from hybrid.optimization import Average
+from hybrid.whole_files import replacing
 
 STEP = re.compile(r"step-(\d+)")
 PARTIAL = "partial"
@@ -222,9 +223,8 @@ class Log:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if _step(line) <= start]
         if kept != lines:
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(kept), encoding="utf-8")
-            os.replace(partial, path)
+            with replacing(path) as part:
+                part.write_text("".join(kept), encoding="utf-8")
         path.touch()
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.cli_options import DEFAULT_CONFIG, Parser
+from hybrid.picture_files import FORMATS, write_picture
 
 EXAMPLES = """examples:
   hybrid-speak                            the microphone, until you pause; picture.png appears and refines
@@ -84,7 +85,7 @@ def _run(options: Namespace) -> int:
         raise ValueError(f"--scale {options.scale}: must be at least 1")
     if options.budget_ms is not None and not options.budget_ms > 0:
         raise ValueError(f"--budget-ms {options.budget_ms:g}: must be above 0")
-    if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+    if options.out.suffix.lower() not in FORMATS:
         raise ValueError(f"--out {options.out}: use a name that ends in .png, .jpg or .webp")
     if not options.out.resolve().parent.is_dir():
         raise ValueError(f"--out {options.out}: no such folder: {options.out.parent}")
@@ -102,19 +103,19 @@ def _run(options: Namespace) -> int:
     recogniser = load_recogniser(options.recogniser)
     pipe = HybridPipeline.from_pretrained(options.config, device=options.device)
     final: dict[str, Any] = {"method": "hybrid"}
-    cost = measure(pipe)
+    cost = measure(pipe)  # warms up, too
     if options.budget_ms is not None:
         fraction, steps = cost.choose(options.budget_ms / 1000)
         final = {"ar_fraction": fraction, "steps": steps}
     tell = (lambda line: None) if options.json else (lambda line: print(line, flush=True))
 
     def show(picture: Picture) -> None:
-        _save(picture.image, options.out, options.scale)
+        write_picture(picture.image, options.out, scale=options.scale)  # whole: somebody may be watching the file
         tell(f"{picture.kind}: {picture.prompt} ({1000 * (picture.done - picture.asked):.0f} ms) -> {options.out}")
 
     listening = recogniser.listen()
     if sound is not None:
-        pieces = _pieces(sound, pace=not options.fast)
+        pieces = pieces_of(sound, pace=not options.fast)
     elif options.source == "-":
         pieces = stream_sound(sys.stdin.buffer, PIECE, "standard input")
     else:
@@ -152,7 +153,7 @@ def _captions(path: Path) -> list[str]:
     return captions
 
 
-def _pieces(sound: Any, *, pace: bool) -> Iterator[tuple[Any, int]]:
+def pieces_of(sound: Any, *, pace: bool) -> Iterator[tuple[Any, int]]:
     """A recording piece by piece, each not before it was spoken."""
     size, start = max(1, round(sound.rate * PIECE)), time.monotonic()
     for first in range(0, len(sound.samples), size):
@@ -211,16 +212,6 @@ def _microphone(tell: Any) -> Iterator[tuple[Any, int]]:
         while True:
             samples, _ = stream.read(round(rate * PIECE))
             yield samples[:, 0], rate
-
-
-def _save(image: Any, path: Path, scale: int) -> None:
-    """Whole or not at all, since somebody may be watching the file."""
-    from PIL import Image
-
-    large = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST) if scale > 1 else image
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    large.save(part)
-    os.replace(part, path)
 
 
 if __name__ == "__main__":

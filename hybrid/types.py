@@ -203,6 +203,20 @@ def require_no_mask(tokens_bn: Tensor) -> Tensor:
     return tokens_bn
 
 
+def require_codes(tokens_bn: Tensor, grid: Grid, size: int) -> Tensor:
+    """Return tokens that an image tokenizer of ``size`` codes can decode as that grid.
+
+    Raises:
+        ValueError: MASK or ids outside the codebook among the tokens, or tokens that do not fill the grid.
+    """
+    if tokens_bn.dim() != 2 or tokens_bn.shape[1] != grid.places:
+        raise ValueError(f"tokens {tuple(tokens_bn.shape)} do not fill a {grid} grid: expected (b, {grid.places})")
+    outside = require_no_mask(tokens_bn)[(tokens_bn < 0) | (tokens_bn >= size)]
+    if len(outside):
+        raise ValueError(f"token {int(outside[0])} is not in the codebook of {size} codes (0..{size - 1})")
+    return tokens_bn
+
+
 def fill_unknown(tokens_bn: Tensor, how: int | Tensor) -> Tensor:
     """Write a stand-in code into unknown places, for previews and transcoding only.
 

@@ -6,9 +6,9 @@ Files are named by what made them (``codes-<sha>.npy``), so that another tokeniz
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hybrid.data.folder import DataError, DataFolder
+from hybrid.whole_files import replacing
+
+
+def save_array(path: Path, values: NDArray[Any]) -> None:
+    """Write a ``.npy`` file whole or not at all."""
+    with replacing(path) as part, part.open("wb") as file:
+        np.save(file, values)
 
 
 def to_images(pixels: NDArray[np.uint8]) -> Tensor:
@@ -65,10 +72,7 @@ def extract_codes(
         codes[start : start + batch] = tokenizer.encode(images).cpu().numpy()
         if progress is not None:
             progress(min(start + batch, len(pictures)), len(pictures))
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        np.save(file, codes.reshape(len(folder), wanted, -1))
-    os.replace(partial, path)
+    save_array(path, codes.reshape(len(folder), wanted, -1))
     return np.load(path, mmap_mode="r")
 
 
@@ -106,8 +110,5 @@ def embed_captions(
             (masks, torch.cat([mask for _, mask in parts]).bool()),
             (path, torch.cat([embedding for embedding, _ in parts]).half()),
         ):
-            partial = target.with_suffix(f".{os.getpid()}.partial")
-            with open(partial, "wb") as file:
-                np.save(file, values.cpu().numpy())
-            os.replace(partial, target)
+            save_array(target, values.cpu().numpy())
     return CaptionTable(captions, np.load(path, mmap_mode="r"), np.load(masks, mmap_mode="r"))

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybrid.data.codes import weights_name
+from hybrid.data.codes import save_array, weights_name
 from hybrid.data.folder import DataError
 from hybrid.types import Grid
+from hybrid.whole_files import replacing
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,9 @@ def write_text(folder: Path, grid: Grid, encoder: Any, text: TextFormat, batch: 
             lengths.extend(mask_bs.sum(1).tolist())
             yield embedding_bsd[mask_bs.bool()].half().cpu().numpy()
 
-    _atomically(table_path, lambda path: write_rows(path, rows(), text.width))
-    _atomically(ends_path, lambda path: _save(path, np.cumsum(lengths, dtype=np.int64)))
+    with replacing(table_path) as part:
+        write_rows(part, rows(), text.width)
+    save_array(ends_path, np.cumsum(lengths, dtype=np.int64))
 
 
 def write_rows(path: Path, parts: Iterable[NDArray[np.float16]], width: int) -> None:
@@ -112,17 +113,3 @@ def padded(tables: Sequence[NDArray[np.float16]], text: TextFormat) -> tuple[Ten
         embedding[row, start:] = torch.from_numpy(table.astype(np.float32))
         mask[row, start:] = True
     return embedding, mask
-
-
-def _atomically(path: Path, write: Callable[[Path], None]) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _save(path: Path, values: NDArray[Any]) -> None:
-    with path.open("wb") as file:
-        np.save(file, values)

@@ -31,11 +31,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybrid.align import fingerprint
-from hybrid.data.codes import weights_name
+from hybrid.data.codes import save_array, weights_name
 from hybrid.data.folder import META, DataError
 from hybrid.data.shard_text import TextFormat, ends_file, padded, table_file, write_text
 from hybrid.data.splits import EVAL_PICTURES, spread
 from hybrid.types import Grid
+from hybrid.whole_files import replacing
 
 FORMAT = "codes"
 CODEBOOK = "codebook.npy"
@@ -83,15 +84,14 @@ def begin(out: Path, settings: Mapping[str, Any], codebook_kd: Tensor) -> None:
             if known.get(key) != value:
                 raise DataError(f"{out}: begun with {key} {known.get(key)}, asked for {value}; give another --out")
     else:
-        if out.exists() and (not out.is_dir() or any(not path.name.startswith(META) for path in out.iterdir())):
+        begun = (META, f".{META}")  # the second of a writing that was killed
+        if out.exists() and (not out.is_dir() or any(not path.name.startswith(begun) for path in out.iterdir())):
             raise DataError(f"{out} exists and holds no code shards; give another --out or move it away")
         out.mkdir(parents=True, exist_ok=True)
         _write_json(meta, settings)
     (out / "shards").mkdir(exist_ok=True)
     if not (out / CODEBOOK).exists():
-        partial = out / f"{CODEBOOK}.{os.getpid()}.partial"
-        _save(partial, codebook_kd.float().cpu().numpy())
-        os.replace(partial, out / CODEBOOK)
+        save_array(out / CODEBOOK, codebook_kd.float().cpu().numpy())
 
 
 def finish(out: Path, shards: int) -> dict[str, Any]:
@@ -308,9 +308,8 @@ def _save(file: Path, values: NDArray[Any]) -> None:
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    with replacing(file) as part:
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read_counts(folder: Path) -> dict[str, Any]:
