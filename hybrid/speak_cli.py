@@ -27,6 +27,9 @@ PIECE = 0.05
 """Seconds of sound in a piece."""
 
 PREVIEW = {"method": "masked", "steps": 4}
+BUDGET = 750.0
+"""Milliseconds of the final picture, so that it and the last look at the sound stay well within 1.5 s."""
+
 PAUSE = 1.0
 """Seconds of sound without a new word that end listening to the microphone, once there was one."""
 
@@ -60,7 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of every picture (default: 0)")
     parser.add_argument("--scale", type=int, default=8, metavar="Z", help="save each pixel as Z x Z (default: 8)")
     parser.add_argument(
-        "--budget-ms", type=float, metavar="MS", help="time of the final picture; chooses AR fraction and passes"
+        "--budget-ms",
+        type=float,
+        default=BUDGET,
+        metavar="MS",
+        help=f"time of the final picture; chooses AR fraction and passes (default: {BUDGET:g})",
     )
     parser.add_argument(
         "--vocabulary",
@@ -83,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: Namespace) -> int:
     if options.scale < 1:
         raise ValueError(f"--scale {options.scale}: must be at least 1")
-    if options.budget_ms is not None and not options.budget_ms > 0:
+    if not options.budget_ms > 0:
         raise ValueError(f"--budget-ms {options.budget_ms:g}: must be above 0")
     if options.out.suffix.lower() not in FORMATS:
         raise ValueError(f"--out {options.out}: use a name that ends in .png, .jpg or .webp")
@@ -98,15 +105,11 @@ def _run(options: Namespace) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from hybrid.adapters.speech import load_recogniser
     from hybrid.pipeline import HybridPipeline
-    from hybrid.speak import Painter, Picture, asker, live, measure
+    from hybrid.speak import Painter, Picture, asker, live
 
     recogniser = load_recogniser(options.recogniser)
     pipe = HybridPipeline.from_pretrained(options.config, device=options.device)
-    final: dict[str, Any] = {"method": "hybrid"}
-    cost = measure(pipe)  # warms up, too
-    if options.budget_ms is not None:
-        fraction, steps = cost.choose(options.budget_ms / 1000)
-        final = {"ar_fraction": fraction, "steps": steps}
+    final = settle(pipe, options.budget_ms)
     tell = (lambda line: None) if options.json else (lambda line: print(line, flush=True))
 
     def show(picture: Picture) -> None:
@@ -139,6 +142,22 @@ def _run(options: Namespace) -> int:
         f"first preview after its words: {first}; {report.cancelled} cancelled"
     )
     return 0
+
+
+def settle(pipe: Any, budget_ms: float) -> dict[str, Any]:
+    """Leave a core to the recogniser, warm up, and choose the final picture's settings by what drawing costs here.
+
+    Raises:
+        ValueError: a pairing that lacks one of its models.
+    """
+    import torch
+
+    from hybrid.speak import measure
+
+    # With as many drawing threads as cores, they and the recogniser's wait for each other: fewer are quicker here.
+    torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+    fraction, steps = measure(pipe).choose(budget_ms / 1000)
+    return {"ar_fraction": fraction, "steps": steps}
 
 
 def _captions(path: Path) -> list[str]:

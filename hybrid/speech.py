@@ -26,14 +26,18 @@ LARGEST = 2**27
 """Bytes of a recording: above a minute of the best quality there is."""
 
 ASKING = re.compile(
-    r"^(?:(?:please|now|okay|ok|so|and|hey)[ ,]+)*"
+    r"^(?:"
+    r"(?:\w+[ ,]+){0,3}(?:draw|show|paint|make|give) me\b"
+    r"|(?:(?:please|now|okay|ok|so|and|hey)[ ,]+)*"
     r"(?:(?:can|could|would) you )?(?:please )?"
     r"(?:(?:draw|show|generate|create|i(?:'d| would)? (?:want|like)(?: to see)?)(?: me| us)?\b"
     r"|(?<=please )\w+ me\b"
-    r"|(?:paint|make|give)(?: me| us|(?= (?:a|an|the|some) )))[ ,]*",
+    r"|(?:paint|make|give)(?: us|(?= (?:a|an|the|some) )))"
+    r")[ ,]*",
     re.IGNORECASE,
 )
-"""What people say before they say what to draw; after "please", any verb, since recognisers mistake it often."""
+"""What people say before they say what to draw. Recognisers mistake it often, and make up words for a breath or a
+silence in front of it: up to three words before "draw me" go with it, and after "please" any verb does."""
 
 PICTURE_OF = re.compile(r"^(?:(?:a|an|the) )?(?:picture|image|drawing|photo|emoji) of ", re.IGNORECASE)
 

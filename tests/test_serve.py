@@ -341,10 +341,11 @@ def test_speech_is_heard_by_the_speech_module(client: TestClient, monkeypatch: p
     def transcribe(recording: bytes) -> str:
         if recording != b"RIFF":
             raise ValueError("not a WAV or FLAC file")
-        return "a red apple"
+        return "Draw me a sneakers."
 
     speech.transcribe = transcribe  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "hybrid.speech", speech)
-    assert client.post(HEAR, files={"file": b"RIFF"}, data={"model": "any"}).json() == {"text": "a red apple"}
+    told = client.post(HEAR, files={"file": b"RIFF"}, data={"model": "any"}).json()
+    assert told == {"text": "Draw me a sneakers.", "prompt": "Sneaker"}
     wrong = client.post(HEAR, files={"file": b"noise"})
     assert (wrong.status_code, message(wrong)) == (400, "not a WAV or FLAC file")

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
+import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pairs import class_pair
+from chromium import DRIVER, MISSING, PROGRAM, chromium
+from pairs import class_pair, text_pair
 from serving import PATIENCE, Paced, listening
 
-pytestmark = pytest.mark.slow
-webdriver = pytest.importorskip("selenium.webdriver")
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1200,1000 "
-    "--use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
-)
+pytest.importorskip("selenium")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None or DRIVER is None, reason=MISSING)]
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +32,10 @@ def address(paced: Paced) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("needs Debian's chromium and chromium-driver")
     folder = tmp_path_factory.mktemp("chromium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS.split(), f"--user-data-dir={folder / 'profile'}"):
-        options.add_argument(flag)
-    options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.folder = folder  # type: ignore[attr-defined]
-    yield driver
-    driver.quit()
+    with chromium(folder) as driver:
+        driver.folder = folder
+        yield driver
 
 
 class Page:
@@ -255,12 +242,55 @@ def test_the_microphone_says_what_is_missing(page: Page, monkeypatch: pytest.Mon
     assert page["mic"].get_attribute("aria-pressed") == "false"
 
 
+def spoken(text: str, file: Path) -> None:
+    """A recording of flite's, with half a second of silence before it and much after."""
+    subprocess.run(["flite", "-voice", "slt", "-t", text, "-o", str(file)], check=True)
+    with wave.open(str(file), "rb") as said:
+        parameters, frames = said.getparams(), said.readframes(said.getnframes())
+    second = bytes(parameters.framerate * parameters.sampwidth * parameters.nchannels)
+    with wave.open(str(file), "wb") as longer:
+        longer.setparams(parameters)
+        longer.writeframes(second[: len(second) // 4 * 2] + frames + 20 * second)
+
+
+def test_speech_into_the_microphone_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("moonshine_voice", reason="moonshine-voice is not installed")
+    if shutil.which("flite") is None:
+        pytest.skip("flite is not installed")
+    spoken("draw me a smiling cat", tmp_path / "said.wav")
+    flag = f"--use-file-for-fake-audio-capture={tmp_path / 'said.wav'}%noloop"
+    with listening(text_pair()) as address, chromium(tmp_path, flag) as driver:
+        page = Page(driver, address)
+        page.open()
+        page["mic"].click()
+        page.until(lambda: page["mic"].get_attribute("aria-pressed") == "true")
+        page.until(lambda: "cat" in page["prompt"].get_attribute("value"))  # while it is still listening
+        page["mic"].click()
+        page.until_done()
+        assert page["prompt"].get_attribute("value") == "a smiling cat"
+        assert page["mic"].get_attribute("aria-pressed") == "false" and page.alpha() == 1
+
+
 def test_every_control_has_a_name_and_nothing_comes_from_elsewhere(page: Page) -> None:
     nameless = page.browser.execute_script("""return [...document.querySelectorAll("button, input, a")]
         .filter((e) => !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map((e) => e.outerHTML)""")
     assert nameless == []
     urls = page.browser.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert urls and all(url.startswith(page.address) for url in urls)
+
+
+def test_the_tab_key_reaches_every_control(page: Page) -> None:
+    page.type("bag\n")
+    page.until_done()
+    count = page.browser.execute_script("""const controls = [...document.querySelectorAll("button, input, a[href]")]
+        .filter((e) => e.checkVisibility() && !e.disabled && (e.type !== "radio" || e.checked));
+        controls.forEach((e, place) => (e.dataset.place = place));
+        return controls.length;""")
+    reached = set()
+    for _ in range(2 * count):
+        page.browser.switch_to.active_element.send_keys("\ue004")
+        reached.add(page.browser.execute_script("return document.activeElement.dataset.place"))
+    assert reached - {None} == {str(place) for place in range(count)}
 
 
 def test_the_page_fits_a_phone(page: Page) -> None:

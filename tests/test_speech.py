@@ -9,6 +9,7 @@ import subprocess
 import sys
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,6 +110,9 @@ def test_a_pipe_is_heard_in_pieces_before_it_ends() -> None:
         ("paint brush", "paint brush"),
         ("give me an owl", "an owl"),
         ("a drawer", "a drawer"),
+        ("generate me a frog", "a frog"),
+        ("Because it draw me a blue fish.", "a blue fish"),
+        ("the portrait of a man who will draw me", "the portrait of a man who will draw me"),
         ("  Draw me. ", ""),
         ("...", ""),
     ],
@@ -171,6 +175,71 @@ def test_silence_is_never_given_to_a_model() -> None:
     listening = Rehearing(lambda samples, rate: "thank you", 0.1)
     assert listening.feed(np.full(200, QUIET / 2, np.float32), 1000) == ""
     assert listening.finish() == ""
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Whisper of one layer, in a folder as transformers writes it, that answers any sound with eight letters k."""
+    import torch
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import (
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )
+
+    vocabulary = {letter: place for place, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    end, start, last = (len(vocabulary) + place for place in range(3))
+    vocabulary |= {"<|endoftext|>": end, "<|startoftranscript|>": start, "<|notimestamps|>": last}
+    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[])
+    sizes = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
+    config = WhisperConfig(
+        vocab_size=len(vocabulary),
+        num_mel_bins=8,
+        d_model=16,
+        **{f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()},
+        max_source_positions=100,
+        max_target_positions=16,
+        pad_token_id=end,
+        bos_token_id=end,
+        eos_token_id=end,
+        decoder_start_token_id=start,
+        suppress_tokens=[],
+        begin_suppress_tokens=[end],
+    )
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config.max_length = 8
+    decoder = model.model.decoder
+    with torch.no_grad():
+        directions = torch.nn.functional.normalize(torch.randn(len(vocabulary), 16), dim=1)
+        decoder.embed_tokens.weight.copy_(directions)  # its transpose makes the logits
+        decoder.layer_norm.weight.zero_()
+        decoder.layer_norm.bias.copy_(directions[vocabulary["k"]])
+    folder = tmp_path_factory.mktemp("whisper")
+    model.save_pretrained(folder)
+    WhisperProcessor(WhisperFeatureExtractor(feature_size=8, chunk_length=2), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000])
+def test_a_whisper_model_of_transformers_hears_at_its_own_rate(whisper: Path, rate: int) -> None:
+    recogniser = load_recogniser(str(whisper))
+    heard: list[int] = []
+    processor = recogniser.processor  # type: ignore[attr-defined]
+
+    def noting(samples: np.ndarray, **options: Any) -> Any:
+        heard.extend((len(samples), options["sampling_rate"]))
+        return processor(samples, **options)
+
+    noting.batch_decode = processor.batch_decode  # type: ignore[attr-defined]
+    recogniser.processor = noting  # type: ignore[attr-defined]
+    listening = recogniser.listen()
+    assert listening.feed(np.full(rate // 2, 0.5, np.float32), rate) is None  # looks once a second
+    assert listening.finish() == "kkkkkkkk"
+    assert heard == [8_000, 16_000]
 
 
 def test_no_model_is_told(tmp_path: Path) -> None:

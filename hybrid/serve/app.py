@@ -37,6 +37,8 @@ from hybrid.serve.schemas import (
     Transcription,
 )
 from hybrid.serve.uploads import read_edit
+from hybrid.speak import asker
+from hybrid.speech import prompt_of
 
 PAGE = Path(str(files("hybrid.serve"))) / "page"
 PAGE_HEADERS = {
@@ -159,10 +161,11 @@ def create_app(
         | {"responses": common["responses"] | {501: {"model": ErrorBody, "description": "No speech recognition."}}},
     )
     async def transcriptions(
-        file: UploadFile, model: Annotated[str | None, Form(max_length=200)] = None
+        request: Request, file: UploadFile, model: Annotated[str | None, Form(max_length=200)] = None
     ) -> Transcription:
         """What a recording says."""
-        return Transcription(text=await run_in_threadpool(hear, await file.read()))
+        text = await run_in_threadpool(hear, await file.read())
+        return Transcription(text=text, prompt=asker(request.app.state.engine.pipe)(text) or prompt_of(text))
 
     return app
 

@@ -154,6 +154,7 @@ class Transcription(BaseModel):
     """Recognised speech."""
 
     text: str
+    prompt: str = Field(description='What to draw: the text without "draw me", or the class that sounds like it.')
 
 
 class ErrorDetail(BaseModel):

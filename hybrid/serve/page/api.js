@@ -39,10 +39,11 @@ export async function servedModel() {
   return (await (await ask("/v1/models")).json()).data[0];
 }
 
+// What a recording asks to draw; empty where nothing was understood.
 export async function transcribe(recording) {
   const form = new FormData();
   form.append("file", recording, "speech.wav");
-  return (await (await ask("/v1/audio/transcriptions", { method: "POST", body: form })).json()).text;
+  return (await (await ask("/v1/audio/transcriptions", { method: "POST", body: form })).json()).prompt;
 }
 
 // Draws and yields {type, …} events. `edit` is {image, mask} as blobs, for in-painting.

@@ -155,6 +155,7 @@ async function start({ compare = false, rough = false } = {}) {
 function finished(settings, { compare, rough, edit }) {
   if (rough) return say("A preview; the picture follows.");
   if (compare) {
+    $("ticks").replaceChildren(); // they told of the last lane alone
     const [ar, ...others] = lanes;
     const told = others.map((lane) => `${METHODS[lane.method]} ${(ar.seconds / lane.seconds).toFixed(1)}× as fast as AR`);
     for (const lane of others) {
