@@ -18,6 +18,7 @@ import torch
 ADAPTERS = {
     "llamagen": "hybrid.adapters.llamagen:load",
     "maskgil": "hybrid.adapters.maskgil:load",
+    "unified": "hybrid.adapters.unified:load",
     "halton": "hybrid.adapters.halton:load",
     "randar": "hybrid.adapters.randar:load",
     "arpg": "hybrid.adapters.arpg:load",

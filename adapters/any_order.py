@@ -110,7 +110,9 @@ def known_tokens(tokens_bn: Tensor, grid: Grid) -> Known:
     order_n = halton_order(grid.height, grid.width).to(tokens_bn.device)
     known_bn = tokens_bn[:, order_n] != MASK
     counts_b = known_bn.sum(1)
-    ranks_bk = known_bn.long().argsort(dim=1, descending=True, stable=True)[:, : int(counts_b.max())]
+    # Shapes without values (``hybrid.memory``) stand for the most that can be known.
+    most = tokens_bn.shape[1] if tokens_bn.is_meta else int(counts_b.max())
+    ranks_bk = known_bn.long().argsort(dim=1, descending=True, stable=True)[:, :most]
     places_bk = order_n[ranks_bk]
     tokens_bk = tokens_bn.gather(1, places_bk)
     return Known(places_bk, torch.where(tokens_bk == MASK, 0, tokens_bk), counts_b)

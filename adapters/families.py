@@ -24,6 +24,7 @@ MARKERS: dict[str, str] = {
     "arpg": "layers.self_dec.0.attn.to_q.weight",
     "rar": "target_aware_pos_embed",
     "halton": "pos_emb.weight",
+    "unified": "suffix_embedding",
     "llamagen": "tok_embeddings.weight",
     "maskgil": "tok_emb.weight",
     "lumina": "model.embed_tokens.weight",

@@ -1,11 +1,14 @@
 """The LLaMA block that LlamaGen, MaskGIL and their relatives share.
 
 This file knows attention, rotary tables and a key-value cache. It does not know tokens, classes or captions.
+Where nothing is learned, a CPU takes other routes for the one token of a decoding step, with the same results but for
+rounding (``few_rows.Linear``, ``attend_one``).
 Parameter names are those of LlamaGen's and MaskGIL's checkpoints (``layers.0.attention.wqkv.weight``).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybrid.few_rows import Linear, few_on_cpu
 from hybrid.types import Grid
 
 
@@ -101,6 +105,17 @@ class KVCache:
         self.capacity = capacity
         self.keys_values = [torch.zeros(shape, dtype=dtype, device=own) for own in devices]
 
+    def first(self, rows: int) -> KVCache:
+        """The first rows, in the same memory."""
+        part = copy.copy(self)
+        part.keys_values = [layer[:, :rows] for layer in self.keys_values]
+        return part
+
+    def copy_row(self, row: int, other: KVCache, source: int) -> None:
+        """Make a row what another cache's is, as far as that one reaches."""
+        for own, layer in zip(self.keys_values, other.keys_values, strict=True):
+            own[:, row, :, : other.capacity] = layer[:, source]
+
     def write(self, layer: int, key: Tensor, value: Tensor, window: Window) -> tuple[Tensor, Tensor]:
         """Store (b, heads, w, head_dim) at the window's indices; return all keys and values up to its end."""
         key, value = key.detach(), value.detach()
@@ -138,14 +153,27 @@ class Window:
     end: int
 
 
+def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of one query (b, heads, 1, head_dim) to n keys and values as sums, for inductor on a CPU: torch's own
+    kernel starts a small product for every head.
+
+    Args:
+        mask: True where the query may look, broadcastable to (b, heads, 1, n).
+    """
+    scores = (query.float() * key.float()).sum(-1)[:, :, None] * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return (scores.softmax(-1).transpose(-1, -2) * value.float()).sum(-2, keepdim=True).type_as(query)
+
+
 class Attention(nn.Module):
     """Multi-head attention with rotary positions and, as a switch, RMSNorm of each query and key head."""
 
     def __init__(self, dim: int, heads: int, *, qk_norm: bool, eps: float) -> None:
         super().__init__()
         self.heads = heads
-        self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.wo = nn.Linear(dim, dim, bias=False)
+        self.wqkv = Linear(dim, 3 * dim)
+        self.wo = Linear(dim, dim)
         self.q_norm: nn.Module = RMSNorm(dim // heads, eps) if qk_norm else nn.Identity()
         self.k_norm: nn.Module = RMSNorm(dim // heads, eps) if qk_norm else nn.Identity()
 
@@ -164,7 +192,10 @@ class Attention(nn.Module):
         if cache is not None:
             store, layer, window = cache
             key, value = store.write(layer, key, value, window)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        if torch.compiler.is_compiling() and query.shape[2] == 1 and few_on_cpu(x_bnd):
+            out = attend_one(query, key, value, mask)
+        else:
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         return self.wo(out.transpose(1, 2).flatten(2))
 
 
@@ -173,9 +204,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.w1 = nn.Linear(dim, hidden, bias=False)
-        self.w3 = nn.Linear(dim, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w1 = Linear(dim, hidden)
+        self.w3 = Linear(dim, hidden)
+        self.w2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))

@@ -7,8 +7,8 @@ released checkpoints. The embedded text model keeps the text's rotary rows inste
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +17,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from hybrid.few_rows import Linear
 from hybrid.types import Grid, Prompts, TextEncoder
 
+from .compiled import CompiledStep
 from .conditions import (
     CaptionEmbedding,
     ClassCondition,
@@ -97,7 +99,7 @@ class LlamaGenState:
         key_mask_bl: False at padded condition tokens, or None where nothing is padded.
         rope: the table of every index.
         offset: number of condition tokens.
-        filled_b: image tokens that each row holds.
+        filled_b: image tokens that each row holds; in main memory, so that no device is waited for.
     """
 
     cache: KVCache
@@ -110,9 +112,23 @@ class LlamaGenState:
         """Forget everything fed at or after each row's given place."""
         self.filled_b = torch.minimum(self.filled_b, places_b.to(self.filled_b))
 
+    def first(self, filled_b: Tensor) -> LlamaGenState:
+        """The first rows in the same memory; see ``hybrid.lanes.SlotState``."""
+        mask = None if self.key_mask_bl is None else self.key_mask_bl[: len(filled_b)]
+        return replace(self, cache=self.cache.first(len(filled_b)), key_mask_bl=mask, filled_b=filled_b)
+
+    def copy_row(self, row: int, other: LlamaGenState, source: int) -> None:
+        """Make a row what another one is; see ``hybrid.lanes.SlotState``."""
+        self.cache.copy_row(row, other.cache, source)
+        if self.key_mask_bl is not None:
+            self.key_mask_bl[row] = True
+            if other.key_mask_bl is not None:
+                self.key_mask_bl[row, : other.key_mask_bl.shape[1]] = other.key_mask_bl[source]
+
 
 class LlamaGen(nn.Module):
-    """The AR model. Implements ``hybrid.types.ARModel``.
+    """The AR model. Implements ``hybrid.types.ARModel``, ``hybrid.zipar.ScatteredModel`` and
+    ``hybrid.lanes.SlotModel``.
 
     Attributes:
         codebook_size: number of image codes.
@@ -152,7 +168,8 @@ class LlamaGen(nn.Module):
         )
         self.layers = blocks(layers, dim, heads, hidden, qk_norm=qk_norm, post_norm=post_norm, eps=eps, dropout=dropout)
         self.norm = RMSNorm(dim, eps)
-        self.output = nn.Linear(dim, codes, bias=False)
+        self.output = Linear(dim, codes)
+        self._step: CompiledStep | None = None
 
     @property
     def device(self) -> torch.device:
@@ -196,10 +213,23 @@ class LlamaGen(nn.Module):
         if isinstance(condition, TextCondition) and not bool(condition.mask_bs.all()):
             real = torch.ones(batch, capacity, dtype=torch.bool, device=x_bnd.device)
             key_mask = torch.cat((condition.mask_bs, real), dim=1)
-        filled = torch.zeros(batch, dtype=torch.long, device=x_bnd.device)
+        filled = torch.zeros(batch, dtype=torch.long)
         state = LlamaGenState(cache, key_mask, self._rope(condition.grid, offset, x_bnd.device), offset, filled)
         indices = torch.arange(offset, device=x_bnd.device).expand(batch, offset)
         return self._logits(self._feed(x_bnd, Window(indices, 0, offset), state)[:, -1]), state
+
+    def slots(self, rows: int, grid: Grid, capacity: int) -> LlamaGenState:
+        """An empty cache for rows that come and go; see ``hybrid.lanes.SlotModel``."""
+        offset = 1 if self.classes is not None else self.text_tokens
+        width, dtype = offset + capacity, self.norm.weight.dtype
+        cache = KVCache(
+            len(self.layers), rows, self.heads, width, self.head_dim, dtype=dtype, device=devices_of(self.layers)
+        )
+        mask = None
+        if self.classes is None:
+            mask = torch.ones(rows, width, dtype=torch.bool, device=self.device)
+        filled = torch.zeros(rows, dtype=torch.long)
+        return LlamaGenState(cache, mask, self._rope(grid, offset, self.device), offset, filled)
 
     def decode(self, tokens_bw: Tensor, places_b: Tensor, state: LlamaGenState) -> Tensor:
         """Feed w tokens standing at each row's place and after it. Returns logits_bwk of the place after each.
@@ -207,18 +237,68 @@ class LlamaGen(nn.Module):
         Raises:
             ValueError: a row would skip a place, or the cache is full.
         """
-        width = tokens_bw.shape[1]
-        if bool(((places_b > state.filled_b) | (places_b < 0)).any()):
-            raise ValueError(f"decode at places {places_b.tolist()}: only {state.filled_b.tolist()} tokens were fed")
-        first, last = int(places_b.min()), int(places_b.max())
+        places, filled = places_b.tolist(), state.filled_b.tolist()
+        if any(not 0 <= place <= held for place, held in zip(places, filled, strict=True)):
+            raise ValueError(f"decode at places {places}: only {filled} tokens were fed")
+        return self._decode(tokens_bw, places, state)
+
+    def advance(self, tokens_b: Tensor, state: LlamaGenState) -> Tensor:
+        """Feed each row its next token. Returns logits_bk of the place after it; waits for no device.
+
+        Raises:
+            ValueError: the cache is full.
+        """
+        return self._decode(tokens_b[:, None], state.filled_b.tolist(), state)[:, -1]
+
+    def compile_step(self, *, bucket: int | None = None, backend: str = "inductor") -> None:
+        """Compile the decoding step, see ``compiled``. The first tokens of a process are slow then."""
+        self._step = CompiledStep(self.device, bucket=bucket, backend=backend)
+
+    def read(self, tokens_bw: Tensor, window: Window, state: LlamaGenState) -> Tensor:
+        """Logits_bwk after tokens that stand in the window: what ``compiled`` compiles."""
+        return self._logits(self._feed(self.tok_embeddings(tokens_bw), window, state))
+
+    def _decode(self, tokens_bw: Tensor, places: list[int], state: LlamaGenState) -> Tensor:
+        width, first, last = tokens_bw.shape[1], min(places), max(places)
         capacity = state.cache.capacity - state.offset
         if last + width > capacity:
             raise ValueError(f"the cache holds {capacity} image tokens, {last + width} are needed")
-        indices = (state.offset + places_b)[:, None] + torch.arange(width, device=tokens_bw.device)
+        state.filled_b = torch.tensor(places) + width
         start = state.offset + first if first == last else None
-        x_bnd = self._feed(self.tok_embeddings(tokens_bw), Window(indices, start, state.offset + last + width), state)
-        state.filled_b = places_b + width
-        return self._logits(x_bnd)
+        if self._step is not None and width == 1 and start is not None and not torch.is_grad_enabled():
+            return self._step(self, tokens_bw, start, state)
+        indices_bw = torch.arange(state.offset, state.offset + width, device=tokens_bw.device).expand_as(tokens_bw)
+        # A number is no copy to the device, as a list would be.
+        indices_bw = indices_bw + (first if first == last else torch.tensor(places, device=indices_bw.device)[:, None])
+        return self.read(tokens_bw, Window(indices_bw, start, state.offset + last + width), state)
+
+    def decode_at(self, tokens_bw: Tensor, places: Sequence[int], known_n: Tensor, state: LlamaGenState) -> Tensor:
+        """Feed tokens at places in any order; see ``hybrid.zipar.ScatteredModel``. ``truncate`` knows nothing of it.
+
+        Raises:
+            ValueError: the cache is full.
+        """
+        end = state.offset + max(places) + 1
+        if end > state.cache.capacity:
+            capacity = state.cache.capacity - state.offset
+            raise ValueError(f"the cache holds {capacity} image tokens, {max(places) + 1} are needed")
+        indices_w = state.offset + torch.tensor(places, device=tokens_bw.device)
+        keys = torch.arange(end, device=tokens_bw.device)
+        known_l = torch.cat((known_n.new_ones(state.offset), known_n))[:end]
+        if state.key_mask_bl is not None:
+            known_l = known_l & state.key_mask_bl[:, None, :end]
+        mask = (known_l & (keys <= indices_w[:, None])) | (keys == indices_w[:, None])
+        window = Window(indices_w.expand(len(tokens_bw), -1), None, end)
+        return self._logits(
+            run(
+                self.layers,
+                self.tok_embeddings(tokens_bw),
+                state.rope[indices_w],
+                mask=mask[:, None] if mask.dim() == 3 else mask,
+                cache=state.cache,
+                window=window,
+            )
+        )
 
     def score(self, tokens_bn: Tensor, condition: Any) -> Tensor:
         """Teacher-forced logits_bnk of every place, in one parallel pass. Fewer tokens than places are a prefix.

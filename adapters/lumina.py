@@ -61,6 +61,7 @@ class Lumina(nn.Module):
         ids: where the vocabulary keeps what an image is made of; that of 2.0 is complete once its tokenizer is set.
         grid: the checkpoint's own grid, None where it is unknown.
         begin: name of the token that begins a prompt of 2.0, to be set before the tokenizer.
+        folder: where a tokenizer.json was looked for, or None.
         text_tokenizer: tokenises prompts that are passed as strings; its vocabulary is checked when it is set.
     """
 
@@ -75,6 +76,7 @@ class Lumina(nn.Module):
         side = None if config.resolution is None else config.resolution // self.ids.token_pixels
         self.grid = None if side is None else Grid(side, side)
         self.begin: str | None = None
+        self.folder: Path | None = None
         self._text_tokenizer: Any = None
 
     @property
@@ -110,6 +112,9 @@ class Lumina(nn.Module):
         grid = grid or self.grid
         if grid is None:
             raise ValueError("this checkpoint's own grid is not known: pass the grid")
+        captions = not isinstance(prompts, str) and any(isinstance(prompt, str) for prompt in prompts)
+        if self.text_tokenizer is None and self.folder is not None and (captions or not self.ids.sizes):
+            raise ValueError(f"{self.folder}: no tokenizer.json, which captions need; put the model's own there")
         return lumina_condition(prompts, grid, self.text_tokenizer, self.vocabulary_size, self.ids, self.device)
 
     def prefill(self, condition: Any, capacity: int) -> tuple[Tensor, LuminaState]:
@@ -255,7 +260,7 @@ def load(
     state = plain_norms(state, fields.num_attention_heads, fields.num_key_value_heads)
     model = build(fields)
     fit(model, state, source=source, rename=language_key, ignore=("inv_freq",), dtype=dtype, device=device)
-    model.config = fields.model_dump()
+    model.config, model.folder = fields.model_dump(), folder
     if folder is not None and (folder / "tokenizer.json").is_file():
         model.begin = lumina2.begin_name(folder) if model.version == 2 else None
         model.text_tokenizer = read_tokenizer(folder / "tokenizer.json")

@@ -12,6 +12,7 @@ it. The output has K + 1 columns; the mask's is dropped here, so that it can nev
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from hybrid.types import MASK, Grid, Prompts, TextEncoder
 
 from .conditions import CaptionEmbedding, ClassCondition, TextCondition, class_condition, text_condition
-from .llama import RMSNorm, blocks, grid_rope, init_weights, rope_1d, run
+from .llama import KVCache, RMSNorm, Window, blocks, devices_of, grid_rope, init_weights, rope_1d, run
 from .llamagen import WIDTHS, TransformerConfig, count_layers, infer_heads, spread_codes
 from .loading import load_network, resolve, shape_of
 
@@ -49,8 +50,33 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Line:
+    """What the blocks read: all tokens of a batch in one line.
+
+    Attributes:
+        x_bld: embeddings of the condition's and the image's tokens.
+        rope: rotary table of the line.
+        mask: False at padded condition tokens, (b, 1, 1, l), or None where nothing is padded.
+        start: index of the image's first token.
+    """
+
+    x_bld: Tensor
+    rope: Tensor
+    mask: Tensor | None
+    start: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Keys and values of a line as they were last read."""
+
+    cache: KVCache
+    line: Line
+
+
 class MaskGIL(nn.Module):
-    """The masked model. Implements ``hybrid.types.MaskedModel``.
+    """The masked model. Implements ``hybrid.types.MaskedModel`` and ``hybrid.reuse.RecallingModel``.
 
     Attributes:
         codebook_size: number of image codes.
@@ -84,7 +110,7 @@ class MaskGIL(nn.Module):
             raise ValueError("the released layout (rope: 1d) is class-conditional; text needs rope: 2d")
         self.codebook_size = codes
         self.grid, self.classes, self.text_tokens, self.text_width = grid, classes, text_tokens, text_width
-        self.head_dim, self.rope, self.rope_base = dim // heads, rope, rope_base
+        self.heads, self.head_dim, self.rope, self.rope_base = heads, dim // heads, rope, rope_base
         self.keep_condition_rope = keep_condition_rope
         self.text_encoder: TextEncoder | None = None
         self.tok_emb = nn.Embedding(codes + 1 + (classes + 1 if classes is not None else 0), dim)
@@ -121,7 +147,48 @@ class MaskGIL(nn.Module):
         Raises:
             ValueError: the tokens do not fill the condition's grid.
         """
-        image = self.tok_emb(torch.where(tokens_bn == MASK, self.codebook_size, tokens_bn))
+        line = self._line(tokens_bn, condition)
+        x_bld = run(self.layers, line.x_bld, line.rope, mask=line.mask)
+        return self._head(x_bld[:, line.start : line.start + tokens_bn.shape[1]], places_bm)
+
+    def remember(self, tokens_bn: Tensor, condition: Any, places_bm: Tensor) -> tuple[Tensor, Memory]:
+        """``logits`` at the places, and keys and values of the whole line for ``recall``. Carries no gradient.
+
+        Raises:
+            ValueError: as ``logits``.
+        """
+        line = self._line(tokens_bn, condition)
+        batch, length = line.x_bld.shape[:2]
+        cache = KVCache(
+            len(self.layers),
+            batch,
+            self.heads,
+            length,
+            self.head_dim,
+            dtype=line.x_bld.dtype,
+            device=devices_of(self.layers),
+        )
+        indices = torch.arange(length, device=tokens_bn.device).expand(batch, length)
+        window = Window(indices, 0, length)
+        x_bld = run(self.layers, line.x_bld, line.rope, mask=line.mask, cache=cache, window=window)
+        logits_bmk = self._head(x_bld[:, line.start : line.start + tokens_bn.shape[1]], places_bm)
+        return logits_bmk, Memory(cache, line)
+
+    def recall(self, tokens_bn: Tensor, rows_br: Tensor, places_bm: Tensor, memory: Memory) -> Tensor:
+        """Logits at the places from the tokens at ``rows_br``; see ``hybrid.reuse.RecallingModel``."""
+        line = memory.line
+        indices_br = line.start + rows_br
+        window = Window(indices_br, None, memory.cache.capacity)
+        x_brd = self._embed(tokens_bn.gather(1, rows_br))
+        x_brd = run(self.layers, x_brd, line.rope[indices_br], mask=line.mask, cache=memory.cache, window=window)
+        x_bnd = x_brd.new_zeros(*tokens_bn.shape, x_brd.shape[-1])
+        return self._head(x_bnd.scatter(1, rows_br[..., None].expand_as(x_brd), x_brd), places_bm)
+
+    def _embed(self, tokens_bn: Tensor) -> Tensor:
+        return self.tok_emb(torch.where(tokens_bn == MASK, self.codebook_size, tokens_bn))
+
+    def _line(self, tokens_bn: Tensor, condition: Any) -> Line:
+        image = self._embed(tokens_bn)
         if self.classes is None:
             asked = self.cls_embedding(condition)
         else:
@@ -133,21 +200,22 @@ class MaskGIL(nn.Module):
             positions = torch.arange(places, device=image.device)
             table = rope_1d(positions, self.head_dim, self.rope_base)
             table = torch.cat((torch.zeros_like(table[:1]), table))
-            x_bnd = run(self.layers, torch.cat((image, asked), dim=1), table)[:, :places]
-        else:
-            table = grid_rope(
-                condition.grid,
-                offset,
-                self.head_dim,
-                keep_condition=self.keep_condition_rope,
-                base=self.rope_base,
-                device=image.device,
-            )
-            mask = None
-            if isinstance(condition, TextCondition):
-                real = torch.ones(len(image), places, dtype=torch.bool, device=image.device)
-                mask = torch.cat((condition.mask_bs, real), dim=1)[:, None, None]
-            x_bnd = run(self.layers, torch.cat((asked, image), dim=1), table, mask=mask)[:, offset:]
+            return Line(torch.cat((image, asked), dim=1), table, None, 0)
+        table = grid_rope(
+            condition.grid,
+            offset,
+            self.head_dim,
+            keep_condition=self.keep_condition_rope,
+            base=self.rope_base,
+            device=image.device,
+        )
+        mask = None
+        if isinstance(condition, TextCondition):
+            real = torch.ones(len(image), places, dtype=torch.bool, device=image.device)
+            mask = torch.cat((condition.mask_bs, real), dim=1)[:, None, None]
+        return Line(torch.cat((asked, image), dim=1), table, mask, offset)
+
+    def _head(self, x_bnd: Tensor, places_bm: Tensor | None) -> Tensor:
         if places_bm is not None:
             x_bnd = x_bnd.gather(1, places_bm[..., None].expand(-1, -1, x_bnd.shape[-1]))
         return self.output(self.norm(x_bnd))[..., : self.codebook_size].float()

@@ -192,7 +192,8 @@ def encoder_keys(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         ValueError: no encoder in the file.
     """
     if not any(key.startswith("encoder.") for key in state):
-        raise ValueError(f"{source}: has no encoder.*; expected the weights of a T5 encoder")
+        shown = ", ".join(sorted(state)[:5])
+        raise ValueError(f"{source}: has no encoder.*; its keys are {shown}")
     kept = {key.removeprefix("encoder."): value for key, value in state.items() if key.split(".")[0] not in UNUSED}
     shared = kept.pop("shared.weight", None)
     if shared is not None:

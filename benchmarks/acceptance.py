@@ -30,7 +30,10 @@ WAYS: dict[str, Verify] = {
     "exact": Verify(),
     "relaxed 0.3": Verify(relax=0.3),
     "relaxed 0.6": Verify(relax=0.6),
+    "relaxed 0.6, jacobi": Verify(relax=0.6, draft="jacobi"),
 }
+LOOKS = (("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", (0, (1, 3))))
+"""Marker and dash of each way."""
 
 
 def measure(pipe: HybridPipeline, prompts: Sequence[str | int], *, seed: int = 0) -> dict[str, Any]:
@@ -38,7 +41,7 @@ def measure(pipe: HybridPipeline, prompts: Sequence[str | int], *, seed: int = 0
 
     Returns:
         Per way: AR and masked passes of the batch, the mean AR passes a picture needs alone, seconds, the share of
-        looked-at drafts that were accepted, and that share by row of the grid.
+        looked-at drafts that were accepted, and that share by row and by column of the grid.
 
     Raises:
         ValueError: a model is missing.
@@ -69,9 +72,7 @@ def measure(pipe: HybridPipeline, prompts: Sequence[str | int], *, seed: int = 0
             draft=draft,
             verify=how,
         )
-        tested, accepted = made.tested_bn.float(), made.accepted_bn.float()
-        rows = tested.view(-1, grid.height, grid.width).sum((0, 2))
-        kept = accepted.view(-1, grid.height, grid.width).sum((0, 2))
+        tested, accepted = (x.float().view(-1, grid.height, grid.width) for x in (made.tested_bn, made.accepted_bn))
         alone = (made.drafted_br > 0).sum(1).float() + 1
         found[name] = {
             "ar_passes": made.passes["ar"],
@@ -79,7 +80,8 @@ def measure(pipe: HybridPipeline, prompts: Sequence[str | int], *, seed: int = 0
             "ar_passes_of_a_picture": float(alone.mean()),
             "seconds": time.perf_counter() - started,
             "accepted": float(accepted.sum() / tested.sum()),
-            "accepted_by_row": (kept / rows.clamp(min=1)).tolist(),
+            "accepted_by_row": (accepted.sum((0, 2)) / tested.sum((0, 2)).clamp(min=1)).tolist(),
+            "accepted_by_column": (accepted.sum((0, 1)) / tested.sum((0, 1)).clamp(min=1)).tolist(),
         }
     return found
 
@@ -89,22 +91,23 @@ def _generators(seed: int, count: int) -> list[torch.Generator]:
 
 
 def plot(ways: Mapping[str, Any], path: Path) -> None:
-    """Accepted share by row, one line a way, told apart without colour."""
+    """Accepted share by row and by column, one line a way, told apart without colour."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
-    looks = zip(("o", "s", "^", "D"), ("-", "--", ":", "-."), strict=True)
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
     drawn = [(name, way) for name, way in ways.items() if "accepted_by_row" in way]
-    for (name, way), (marker, dash) in zip(drawn, looks, strict=False):
-        shares = way["accepted_by_row"]
-        label = f"{name}: {way['ar_passes_of_a_picture']:.0f} AR passes a picture"
-        axes.plot(range(1, len(shares) + 1), shares, dash, color="black", marker=marker, markersize=4, label=label)
-    axes.set_xlabel("row of the token grid")
-    axes.set_ylabel("share of tested drafts accepted")
-    axes.set_ylim(0, 1)
-    axes.grid(color="0.9")
-    axes.legend(fontsize="small")
+    for axes, along in zip(figure.subplots(1, 2, sharey=True), ("row", "column"), strict=True):
+        for (name, way), (marker, dash) in zip(drawn, LOOKS, strict=True):
+            shares = way[f"accepted_by_{along}"]
+            label = f"{name}: {way['ar_passes_of_a_picture']:.0f} AR passes a picture"
+            axes.plot(range(1, len(shares) + 1), shares, linestyle=dash, color="black", marker=marker, markersize=4,
+                      markerfacecolor="white", linewidth=1, label=label)  # fmt: skip
+        axes.set_xlabel(f"{along} of the token grid")
+        axes.set_ylim(0, 1)
+        axes.grid(color="0.9")
+    figure.axes[0].set_ylabel("share of tested drafts accepted")
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize="small", frameon=False)
     figure.savefig(path, dpi=110)
 
 

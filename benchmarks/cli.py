@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import cli_ablate
+from . import cli_ablate, cli_fid
 from .cli_sweep import add_commands
 from .threads import use_threads
 
@@ -38,9 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("--seed", type=int, default=0, help="seed of pictures and resamples (0)")
     figures.add_argument("--data", type=Path, metavar="DIR", help="data folder (default: where hybrid-data writes it)")
     figures.add_argument("--out", type=Path, metavar="FILE", help="default: figures.json beside the pair's weights")
+    figures.add_argument("--ar", metavar="JSON", help="the AR model's guidance_scale and temperature, for example "
+                         "'{\"temperature\": 0.5}'; {} is the pair's own (default: the best of a grid)")  # fmt: skip
     figures.add_argument("--threads", type=int, help="CPU threads")
     figures.set_defaults(call=_figures)
     add_commands(commands)
+    cli_fid.add_command(commands)
     cli_ablate.add_command(commands)
     return parser
 
@@ -69,16 +73,35 @@ def _figures(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             out=arguments.out,
             told=told,
+            options={} if arguments.ar is None else {"ar": read_ar(arguments.ar)},
         )
     _show(content)
     print(path)
     return 0
 
 
+def read_ar(text: str) -> dict[str, Any]:
+    """The AR model's setting as ``--ar`` gives it.
+
+    Raises:
+        ValueError: not JSON, or another setting.
+    """
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--ar: not JSON ({error})") from None
+    if not isinstance(found, dict) or not set(found) <= {"guidance_scale", "temperature"}:
+        raise ValueError(f"--ar {text}: give guidance_scale and temperature, or {{}}")
+    return found
+
+
 def _show(content: Mapping[str, Any]) -> None:
     """The named figures with their intervals, one a line."""
     if content["preliminary"]:
         print(f"preliminary: {content['pictures']} pictures a method, {content['required_pictures']} are required")
+    choice = content["details"]["ar_choice"]
+    of = f", the best of {len(choice['tried'])} settings" if choice["tried"] else ""
+    print(f"AR model at {choice['settings'] or 'the defaults of its pair'}{of}")
     for name, value in content.items():
         if isinstance(value, float) and name != "seconds":
             low, high = content["intervals"].get(name, (None, None))

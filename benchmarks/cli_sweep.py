@@ -21,7 +21,9 @@ def add_commands(commands: Any) -> None:
     )
     run.add_argument("config", metavar="CONFIG", help="a YAML file, or a shipped one's name (bench-fashion)")
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of rows and report")
-    run.add_argument("--only", choices=("fidelity", "speed", "report"), help="one stage; report only writes it anew")
+    run.add_argument(
+        "--only", choices=("fidelity", "fid", "speed", "report"), help="one stage; report only writes it anew"
+    )
     run.add_argument("--again", action="store_true", help="throw away the old rows of these stages first")
     run.add_argument("--data", type=Path, metavar="DIR", help="data folder (default: what CONFIG says)")
     run.add_argument("--device", default="cpu", help="auto, cpu, cuda, mps (cpu)")
@@ -136,6 +138,8 @@ def _end(out: Path, report: Any) -> None:
 
     for warning in warnings(report):
         print(warning)
+    if report["baseline"]["choice"]:
+        print(f"baseline: {report['baseline']['label']}, the best of {len(report['baseline']['choice'])} settings")
     for row in report["rows"]:
         if row["region"] == "all":
             times = f"{seconds(row['median'])}, {number(row['speedup'])}x AR" if row["median"] else "no times"
@@ -248,13 +252,20 @@ def _sample(arguments: argparse.Namespace) -> int:
 def _prompts(path: Path | None, pipeline: Any) -> list[str | int]:
     """Lines of a file, or every class."""
     if path is not None:
-        lines: list[str | int] = [
-            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
-        if not lines:
-            raise ValueError(f"{path}: no prompt in it")
-        return lines
+        return list(read_prompts(path))
     classes = getattr(pipeline.ar or pipeline.masked, "classes", None)
     if classes is None:
         raise ValueError("--prompts: this pair draws from captions; give a file with one a line")
     return list(range(int(classes)))
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that hold something.
+
+    Raises:
+        ValueError: there is none.
+    """
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path}: no prompt in it")
+    return lines

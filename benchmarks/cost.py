@@ -18,12 +18,16 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-PARTS = {"ar": ("prefill", "decode", "score"), "masked": ("logits",), "tokenizer": ("decode",)}
-"""Components of a pipeline, and the methods that the sampler calls."""
+PARTS = {
+    "ar": ("prefill", "decode", "advance", "decode_at", "score"),
+    "masked": ("logits", "fill_logits", "remember", "recall"),
+    "tokenizer": ("decode",),
+}
+"""Components of a pipeline, and the methods that the sampler calls, where they have them."""
 
 
 @dataclass
@@ -71,7 +75,7 @@ class Meter(TorchFunctionMode):
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             before, self.now = self.now, part
-            cost.calls += 1
+            cost.calls += before != part  # a counted method may go through another one
             try:
                 return whole(*args, **kwargs)
             finally:
@@ -91,7 +95,7 @@ def metered(pipeline: Any) -> Iterator[dict[str, Cost]]:
     with ExitStack() as stack:
         for component, methods in PARTS.items():
             owner = getattr(pipeline, component, None)
-            for method in methods if owner is not None else ():
+            for method in (name for name in methods if hasattr(owner, name)):
                 stack.enter_context(meter.watch("decode" if component == "tokenizer" else component, owner, method))
         stack.enter_context(meter)
         yield meter.parts
@@ -110,6 +114,10 @@ def _conv(out: Tensor, x: Tensor, weight: Tensor, *_: Any, **__: Any) -> tuple[i
     return 2 * positions * weight.numel(), _bytes(weight), 0
 
 
+def _mm(out: Tensor, x: Tensor, y: Tensor, **_: Any) -> tuple[int, int, int]:
+    return 2 * out.numel() * x.shape[-1], sum(_bytes(one) for one in (x, y) if isinstance(one, nn.Parameter)), 0
+
+
 def _matmul(out: Tensor, x: Tensor, y: Tensor, **_: Any) -> tuple[int, int, int]:
     return 2 * out.numel() * x.shape[-1], 0, 0
 
@@ -123,6 +131,7 @@ COUNTED: dict[Any, Callable[..., tuple[int, int, int]]] = {
     F.linear: _linear,
     F.conv2d: _conv,
     F.scaled_dot_product_attention: _attention,
+    torch.mm: _mm,
     torch.matmul: _matmul,
     torch.bmm: _matmul,
     Tensor.matmul: _matmul,

@@ -16,6 +16,7 @@ from hybrid.tasks_build import find_config
 
 from . import memorisation
 from .artist import Artist, Drawn, Method
+from .best_ar import at_its_best
 from .concepts import Plan, aliases, filled, plan, recombined
 from .features import embed_sentences, real_features
 from .figures import FEW, Compared, Job, Reference, Sheet, method_details
@@ -62,7 +63,13 @@ class Reader:
         return found.reshape(rows.shape).mean(1)
 
 
-def make(job: Job, encoder: Any = None, sets: Sequence[str] | None = None, views: int | None = None) -> Sheet:
+def make(
+    job: Job,
+    encoder: Any = None,
+    sets: Sequence[str] | None = None,
+    views: int | None = None,
+    ar: Mapping[str, Any] | None = None,
+) -> Sheet:
     """Compare every method with real pictures of the same names and vendors.
 
     Args:
@@ -70,6 +77,7 @@ def make(job: Job, encoder: Any = None, sets: Sequence[str] | None = None, views
         encoder: embeds names; None is MiniLM.
         sets: the vendors that the pair was trained on; None is what ``configs/train-emoji-ar.yaml`` says.
         views: views of each picture that training saw; None likewise.
+        ar: guidance scale and temperature of the AR model; None chooses the best of a grid.
     """
     recipe = read_yaml(find_config("train-emoji-ar"))
     sets = sets or recipe.get("sets")
@@ -89,8 +97,11 @@ def make(job: Job, encoder: Any = None, sets: Sequence[str] | None = None, views
     trained = aliases([folder.items[place] for place in train])
     sheet.details["sets"] = list(sets) if sets else None
     sheet.details["prompt"] = "name, vendor style"
-    drawn = seen_figures(sheet, job, reader, seen_plan)
-    held = heldout_figures(sheet, job, reader, held_plan, filled(held_plan.scored, seen_plan.ranked), trained)
+    reference = Reference(reader.real(seen_plan.distinct.places), job.seed)
+    methods = at_its_best(job, sheet, METHODS, seen_plan.distinct.prompts, reference, ar)
+    drawn = seen_figures(sheet, job, reader, seen_plan, methods, reference)
+    ranked = filled(held_plan.scored, seen_plan.ranked)
+    held = heldout_figures(sheet, job, reader, held_plan, methods, ranked, trained)
     tokenizer_figures(sheet, job.artist, folder)
     memory = Memory(job, reader, train, heldout, views or recipe.get("views"))
     for name in MEMORY_METHODS:
@@ -107,10 +118,11 @@ def _draw(job: Job, method: Method, asked: Plan, start: int) -> tuple[Drawn, NDA
     return first, np.concatenate((first.features_nd, more.features_nd))
 
 
-def seen_figures(sheet: Sheet, job: Job, reader: Reader, asked: Plan) -> dict[str, Drawn]:
+def seen_figures(
+    sheet: Sheet, job: Job, reader: Reader, asked: Plan, methods: Sequence[Method], reference: Reference
+) -> dict[str, Drawn]:
     """Retrieval, Fréchet distance and KID on seen concepts."""
     places = asked.distinct.places
-    reference = Reference(reader.real(places), job.seed)
     real = reader.score(reader.real((*places, *asked.again.places)), asked, asked.ranked)
     sheet.details |= {
         "retrieval_names": len(asked.scored),
@@ -123,7 +135,7 @@ def seen_figures(sheet: Sheet, job: Job, reader: Reader, asked: Plan) -> dict[st
     drawn: dict[str, Drawn] = {}
     scores: dict[str, NDArray[np.float64]] = {}
     compared: dict[str, Compared] = {}
-    for method in METHODS:
+    for method in methods:
         name = method.name
         drawn[name], features = _draw(job, method, asked, job.seed)
         scores[name] = reader.score(features, asked, asked.ranked)
@@ -149,7 +161,13 @@ def halves(features: NDArray[np.float16], seed: int) -> Compared:
 
 
 def heldout_figures(
-    sheet: Sheet, job: Job, reader: Reader, asked: Plan, ranked: Sequence[str], trained: Mapping[str, Sequence[str]]
+    sheet: Sheet,
+    job: Job,
+    reader: Reader,
+    asked: Plan,
+    methods: Sequence[Method],
+    ranked: Sequence[str],
+    trained: Mapping[str, Sequence[str]],
 ) -> dict[str, Drawn]:
     """Retrieval and KID on held-out concepts, recombined ones and new nouns apart."""
     places = asked.distinct.places
@@ -168,7 +186,7 @@ def heldout_figures(
         **{kind: int(rows.sum()) for kind, rows in kinds.items()},
     }
     drawn: dict[str, Drawn] = {}
-    for method in METHODS:
+    for method in methods:
         drawn[method.name], features = _draw(job, method, asked, job.seed + 2 * SEED_STRIDE)
         score = reader.score(features, asked, ranked)
         sheet.add(f"{method.name}_heldout_retrieval_share", share(score, real, seed=job.seed))

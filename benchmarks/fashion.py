@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .artist import Method
+from .best_ar import at_its_best
 from .classifier import FashionClassifier, correct, load_classifier
 from .features import real_features
 from .figures import FEW, Job, Reference, Sheet, method_details
@@ -22,8 +24,13 @@ METHODS = (
 )
 
 
-def make(job: Job, classifier: FashionClassifier | None = None) -> Sheet:
+def make(job: Job, classifier: FashionClassifier | None = None, ar: Mapping[str, Any] | None = None) -> Sheet:
     """Compare methods and floors with as many test pictures of the same classes.
+
+    Args:
+        job: pair, data and sizes.
+        classifier: says which class a picture shows; None is the shipped one.
+        ar: guidance scale and temperature of the AR model; None chooses the best of a grid.
 
     The real floor is train pictures of the same classes; the reconstruction floor is those through the tokenizer, which
     is what a generator that drew tokens perfectly would reach.
@@ -53,7 +60,7 @@ def make(job: Job, classifier: FashionClassifier | None = None) -> Sheet:
     sheet.add("reconstruction_frechet", rebuilt_floor.frechet)
 
     compared = {}
-    for method in METHODS:
+    for method in at_its_best(job, sheet, METHODS, labels.tolist(), reference, ar):
         drawn = artist.draw(method, labels.tolist(), job.seed)
         compared[method.name] = result = reference.compare(drawn.features_nd)
         hits = correct(judge, artist.pictures(drawn), labels).astype(float)

@@ -34,8 +34,8 @@ class Features(Protocol):
     name: str
     sha256: str
 
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float16]:
-        """Pictures, uint8 (b, h, w, 1 or 3), to features (b, d)."""
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        """Pictures, uint8 (b, h, w, 1 or 3), to features (b, d), float16 or float32."""
         ...
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from hybrid.types import Grid
 
 from .artist import BATCH, Artist, Drawn, Way
+from .best_ar import frechet_of
 from .features import cached, digest
 from .figures import Reference
 from .scenes import Scene, real_of
@@ -31,6 +33,8 @@ SEED_STRIDE = 10_000_000
 
 WHOLE, AR_PART, MASKED_PART = "all", "ar", "masked"
 GREY = 127
+AGREEMENT_PICTURES = 128
+"""Of the AR model's second seed, whose agreement with the first is all that it is drawn for."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,9 @@ class Fidelity:
             ar_tokens: places that the AR model writes.
         """
         own, ar = self._draw(artist, point, self.seeds), self._draw(self.reference, self.baseline, self.seeds)
-        other = self._draw(
-            self.reference, self.baseline, [max(self.seeds) + 1 + place for place in range(len(self.seeds))]
-        )
+        few = self.scene.prompts[:AGREEMENT_PICTURES]
+        other = self.reference.draw(self.baseline, few, (max(self.seeds) + 1) * SEED_STRIDE)
+        same = ar.take(slice(len(few)))
         judge = Judge(self.reference, [*self.scene.prompts] * len(self.seeds))
         pixels = {name: artist.pictures(drawn) for name, drawn in (("own", own), ("ar", ar), ("other", other))}
         found: dict[str, Any] = {"pictures": len(own), "grid": [own.grid.height, own.grid.width], "regions": {}}
@@ -117,22 +121,40 @@ class Fidelity:
                 "ar_log_likelihood": None if likelihood["ar"] is None else _short(likelihood["ar"][:, where].mean(1)),
                 "agreement": agreement(own, ar, parts["own"], parts["ar"], pixels["own"], pixels["ar"], region),
                 "ar_agreement": agreement(
-                    other, ar, parts["other"], parts["ar"], pixels["other"], pixels["ar"], region
+                    other,
+                    same,
+                    parts["other"],
+                    parts["ar"][: len(few)],
+                    pixels["other"],
+                    pixels["ar"][: len(few)],
+                    region,
                 ),
             }
         return found
 
     def floors(self, artist: Artist) -> dict[str, Any]:
         """Real pictures, and real pictures through the tokenizer, against real pictures."""
-        network, grid = artist.network, self._draw(self.reference, self.baseline, self.seeds).grid
-        whole = self._real_reference(regions(0, grid)[0], grid)
+        network = artist.network
         folder, places = self.scene.folder, self.scene.places[: len(self.scene.prompts)]
         own = self.scene.floor if len(self.scene.floor) else places
         rebuilt = artist.reconstruct(np.asarray(folder.images[own, 0]))
-        found = {"reconstruction": against_real(rebuilt.features_nd, whole)}
+        found = {"reconstruction": against_real(rebuilt.features_nd, self.real)}
         if len(self.scene.floor):
-            found["real"] = against_real(real_of(self.scene, own, network), whole)
+            found["real"] = against_real(real_of(self.scene, own, network), self.real)
         return found
+
+    def chosen_by(self, artist: Artist, point: Way, pictures: int) -> dict[str, Any]:
+        """What the baseline's setting is chosen by, the Fréchet distance of the first few pictures; and their score."""
+        prompts, seed = self.scene.prompts[:pictures], self.seeds[0] * SEED_STRIDE
+        found = frechet_of(artist, point, prompts, seed, self.real) | {"score": None}
+        if self.scene.score is not None:
+            drawn = artist.draw(point, prompts, seed)
+            found["score"] = float(self.scene.score(artist.pictures(drawn), drawn.features_nd).mean())
+        return found
+
+    def draw(self, artist: Artist, point: Way) -> Drawn:
+        """The pictures that a point is measured by."""
+        return self._draw(artist, point, self.seeds)
 
     def _draw(self, artist: Artist, point: Way, seeds: list[int]) -> Drawn:
         parts = [artist.draw(point, self.scene.prompts, seed * SEED_STRIDE) for seed in seeds]
@@ -149,15 +171,19 @@ class Fidelity:
             artist.told(f"{region.name} part", min(start + BATCH, len(images)), len(images))
         return np.concatenate(parts)
 
+    @cached_property
+    def real(self) -> Reference:
+        """The real pictures, whole."""
+        return Reference(real_of(self.scene, self.scene.places, self.reference.network), 0)
+
     def _real_reference(self, region: Region, grid: Grid) -> Reference:
+        if region.name == WHOLE:
+            return self.real
         if region.rows not in self._real:
             scene, artist = self.scene, self.reference
-            if region.rows == (0, grid.height):
-                features = real_of(scene, scene.places, artist.network)
-            else:
-                images = np.asarray(scene.folder.images[scene.places, 0])
-                blocks = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-                features = np.concatenate([self._kept(artist, only_rows(block, region, grid)) for block in blocks])
+            images = np.asarray(scene.folder.images[scene.places, 0])
+            blocks = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+            features = np.concatenate([self._kept(artist, only_rows(block, region, grid)) for block in blocks])
             self._real[region.rows] = Reference(features, 0)
         return self._real[region.rows]
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from hybrid.pictures import sheet
-
-PAIRS = 24
+PAIRS, COLUMNS = 24, 12
 SAME = 0.9
+SIDE, GAP, TEXT, LABEL = 96, 6, 20, 70
+"""Of the picture of pairs, in pixels: of a picture, between two, under a pair, left of a row."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def closeness(drawn: Nearest, real: Nearest) -> dict[str, float]:
 def closest_pairs(
     pictures: NDArray[np.uint8], train: NDArray[np.uint8], nearest: Nearest, count: int = PAIRS
 ) -> Image.Image:
-    """The drawn pictures closest to training, each above the training picture it comes closest to.
+    """The drawn pictures closest to training, each above the training picture it comes closest to and how close.
 
     Args:
         pictures: uint8 (n, h, w, 3), drawn.
@@ -78,18 +77,28 @@ def closest_pairs(
         count: pairs.
     """
     chosen = np.argsort(-nearest.value_n, kind="stable")[:count]
-    columns = min(12, len(chosen))
-    shown = []
-    for start in range(0, len(chosen), columns):
-        part = chosen[start : start + columns]
-        for source in (pictures, train):
-            shown += [_image(source[place]) for place in part]
-            shown += [torch.ones_like(shown[0])] * (columns - len(part))
-    return sheet(shown, columns=columns)
+    columns = min(COLUMNS, len(chosen))
+    block = 2 * (SIDE + GAP) + TEXT
+    page = Image.new(
+        "RGB", (LABEL + columns * (SIDE + GAP) + GAP, -(-len(chosen) // columns) * (block + GAP) + GAP), "white"
+    )
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    for place, number in enumerate(chosen):
+        left, top = LABEL + place % columns * (SIDE + GAP), GAP + place // columns * (block + GAP)
+        for row, (name, source) in enumerate((("drawn", pictures), ("training", train))):
+            y = top + row * (SIDE + GAP)
+            page.paste(_image(source[number]), (left, y))
+            pen.rectangle((left - 1, y - 1, left + SIDE, y + SIDE), outline="#b8b8b8")
+            if place % columns == 0:
+                pen.text((GAP, y + SIDE / 2), name, fill="black", font=font, anchor="lm")
+        share = f"{100 * nearest.value_n[number]:.0f} %"
+        pen.text((left + SIDE / 2, top + 2 * (SIDE + GAP)), share, fill="black", font=font, anchor="ma")
+    return page
 
 
-def _image(pixels: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float().expand(3, -1, -1) / 127.5 - 1
+def _image(pixels: NDArray[np.uint8]) -> Image.Image:
+    rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    return Image.fromarray(np.ascontiguousarray(rgb)).resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
 def _unit(x_nd: NDArray[Any]) -> NDArray[np.float32]:

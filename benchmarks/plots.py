@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
+from math import cos, dist, pi, sin
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MARKERS = {"ar": "*", "hybrid": "o", "masked": "s", "refined": "D", "exact": "^", "relaxed": "v"}
+MARKERS = {
+    **{"ar": "*", "hybrid": "o", "masked": "s", "refined": "D", "exact": "^", "relaxed": "v", "jacobi": "<"},
+    "zipar": "X",
+}
 OTHER_MARKER = "P"
 PHASES = {
     "condition": ("0.97", ""),
@@ -34,11 +40,13 @@ AXES = {
     "accuracy": "class accuracy (more is better)",
     "retrieval": "retrieval@10 (more is better)",
     "fidelity": "fidelity, 1 is the AR model's (more is better)",
+    "fid": "Inception FID (less is better)",
+    "clip_score": "CLIP score (more is better)",
 }
-LESS_IS_BETTER = ("frechet", "kid")
+LESS_IS_BETTER = ("frechet", "kid", "fid")
 DPI = 130
-NUDGES = ((6, 5), (6, -13), (-13, 5), (-13, -13))
-"""Where a point's number stands from it, in points: neighbours in the list on different sides."""
+ROOM = 11
+"""Points that a number takes, with the air around it."""
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
@@ -69,12 +77,12 @@ def pareto(report: Mapping[str, Any]) -> Figure | None:
         axes.plot(
             [row["speedup"] for row in ends], [row[name] for row in ends], "-", color="0.6", linewidth=1.2, zorder=1
         )
-        for number, row in enumerate(rows, 1):
-            if row[name] is None:
-                continue
-            _point(axes, row, name, number)
+        for row in shown:
+            _point(axes, row, name)
         axes.set_xlabel(f"speed-up over the AR model (×), batch {rows[0]['batch']}")
         axes.set_ylabel(AXES[name])
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.margins(0.12)
         axes.grid(color="0.92")
         axes.annotate(
@@ -88,6 +96,10 @@ def pareto(report: Mapping[str, Any]) -> Figure | None:
         handles.append(_line(row["method"]))
         seen.append(f"{number}  {row['label']}")
     figure.legend(handles, seen, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    figure.draw_without_rendering()  # now places on paper are known, so that numbers keep clear of each other
+    for axes, name in zip(panels, names, strict=False):
+        numbered = [(number, row) for number, row in enumerate(rows, 1) if row[name] is not None]
+        _number(axes, {number: (row["speedup"], row[name]) for number, row in numbered})
     return figure
 
 
@@ -108,7 +120,7 @@ def phases(report: Mapping[str, Any]) -> Figure | None:
     if not rows:
         return None
     batches = sorted({times["batch"] for row in rows for times in row["speed"]})
-    figure = _figure(10, (0.5 + 0.36 * len(rows)) * len(batches) + 1.2)
+    figure = _figure(10, (0.7 + 0.28 * len(rows)) * len(batches) + 0.6)
     panels = figure.subplots(len(batches), 1, squeeze=False)[:, 0]
     used: dict[str, Any] = {}
     for axes, batch in zip(panels, batches, strict=True):
@@ -123,9 +135,9 @@ def phases(report: Mapping[str, Any]) -> Figure | None:
                     used.setdefault(phase, bar)
             axes.text(left, place, f" {times['median']:.3g} s", va="center", fontsize=8)
         axes.set_yticks(range(len(timed)), [row["label"] for row, _ in timed], fontsize=8)
-        axes.invert_yaxis()
         axes.set_xlabel(f"seconds of one request of {batch} picture{'s' if batch > 1 else ''}")
         axes.margins(x=0.12)
+        axes.set_ylim(len(timed) - 0.4, -0.6)
     order = [phase for phase in PHASES if phase in used] + [phase for phase in used if phase not in PHASES]
     figure.legend(
         [used[phase] for phase in order], order, loc="outside upper center", ncols=len(order), fontsize=9, frameon=False
@@ -143,14 +155,17 @@ def quality(report: Mapping[str, Any]) -> Figure | None:
     lines = [_lines(rows, along, by) for along, by, _, _ in panels]
     if not any(len(points) > 1 for found in lines for points in found.values()):
         return None
-    figure = _figure(10, 4.2)
+    figure = _figure(10, 5.2)
     for axes, found, (along, _, words, label) in zip(figure.subplots(1, 2), lines, panels, strict=True):
         looks = cycle(zip("osD^vP", ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1))), strict=True))
-        for value, points in found.items():
+        places = [row[along] for points in found.values() for row in points]
+        step = 0.012 * (max(places) - min(places))
+        for line, (value, points) in enumerate(found.items()):
             marker, dash = next(looks)
+            aside = step * (line - (len(found) - 1) / 2)  # or the bars of equal places would hide each other
             low, high = ([abs(row["frechet_interval"][end] - row["frechet"]) for row in points] for end in (0, 1))
             axes.errorbar(
-                [row[along] for row in points],
+                [row[along] + aside for row in points],
                 [row["frechet"] for row in points],
                 yerr=[low, high],
                 color="black",
@@ -172,7 +187,7 @@ def quality(report: Mapping[str, Any]) -> Figure | None:
         axes.set_ylabel(AXES["frechet"])
         axes.set_ylim(bottom=0)
         axes.grid(color="0.92")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     return figure
 
 
@@ -209,7 +224,7 @@ def regions(report: Mapping[str, Any]) -> Figure | None:
             )
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(found)), list(found), fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(found) - 0.4, -0.6)
     axes.set_xlabel("Fréchet distance over that of the AR model's own pictures in the same region (1: as good)")
     figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     return figure
@@ -239,7 +254,27 @@ def _lines(rows: Sequence[Any], along: str, by: str) -> dict[Any, list[Any]]:
     return found
 
 
-def _point(axes: Any, row: Mapping[str, Any], name: str, number: int) -> None:
+def _number(axes: Any, points: Mapping[int, tuple[float, float]]) -> None:
+    """A number beside each point, where the fewest points and numbers are in its way."""
+    scale = 72 / axes.figure.dpi
+    centres = {number: axes.transData.transform(place) * scale for number, place in points.items()}
+    taken = list(centres.values())
+    for number, centre in sorted(centres.items(), key=lambda one: one[1][0]):
+        spots = [
+            centre + np.array((cos(turn), sin(turn))) * reach
+            for reach in (ROOM, 1.6 * ROOM, 2.4 * ROOM)
+            for turn in (pi / 4 + step * pi / 6 for step in range(12))  # none lies on an error bar
+        ]
+        crowd = [sum(max(0.0, ROOM - dist(spot, other)) for other in taken) for spot in spots]
+        best = spots[min(range(len(spots)), key=lambda place: (round(crowd[place], 3), place))]
+        taken.append(best)
+        axes.annotate(
+            str(number), points[number], xytext=tuple(best - centre), textcoords="offset points", fontsize=9,
+            ha="center", va="center", arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 4},
+        )  # fmt: skip
+
+
+def _point(axes: Any, row: Mapping[str, Any], name: str) -> None:
     errors: dict[str, Any] = {}
     for side, value, interval in (
         ("xerr", row["speedup"], row["speedup_interval"]),
@@ -250,11 +285,7 @@ def _point(axes: Any, row: Mapping[str, Any], name: str, number: int) -> None:
     axes.errorbar(
         row["speedup"], row[name], color="black", marker=MARKERS.get(row["method"], OTHER_MARKER), markersize=8,
         markerfacecolor="black" if row["method"] == "ar" else "white", linestyle="none", elinewidth=0.6, capsize=2,
-        **errors,
-    )  # fmt: skip
-    axes.annotate(
-        str(number), (row["speedup"], row[name]), xytext=NUDGES[number % len(NUDGES)],
-        textcoords="offset points", fontsize=9,
+        ecolor="0.55", **errors,
     )  # fmt: skip
 
 

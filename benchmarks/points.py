@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from hybrid.config import Strict, parse, read_yaml
 from hybrid.pipeline import HybridPipeline
@@ -39,6 +39,20 @@ class SpeedConfig(Strict):
     warmup: int = Field(default=1, ge=1)
 
 
+class FidConfig(Strict):
+    """Inception FID and IS, and CLIP score, of every point (extra ``fid``).
+
+    Attributes:
+        inception: the weight file; None is where ``torch.hub`` keeps it.
+        clip: CLIP's weight file; None leaves its score out.
+        clip_model: ``open_clip``'s name of it.
+    """
+
+    inception: str | None = None
+    clip: str | None = None
+    clip_model: str | None = None
+
+
 class SweepConfig(Strict):
     """A sweep (``configs/bench-*.yaml``).
 
@@ -50,13 +64,16 @@ class SweepConfig(Strict):
         data_set: ``fashion``, ``emoji``, or ``folder`` for any data folder; None measures speed alone.
         data: the data folder; None is where ``hybrid-data`` writes it.
         prompts: what is asked for where there is no data set.
-        baseline: the AR model at its best; where it has several paths, the fastest is what others are compared with.
+        baseline: the AR model. Of several settings (lists of, say, ``guidance_scale`` and ``temperature``) the one
+            with the least Fréchet distance is taken; of several paths (``dtype``, ``compile``), the fastest.
+        choice_pictures: drawn with each of several baseline settings, to choose by; at most ``pictures`` are.
         points: everything else.
         pictures: of each point and seed, for fidelity.
         reference: real pictures to compare with; None is as many as ``pictures``.
         seeds: replicates; replicate r draws picture i with seed r · 10,000,000 + i.
         shown: prompts in the sheets of pictures.
         speed: how speed is measured.
+        fid: ``true``, or its fields, adds Inception's figures and CLIP score.
     """
 
     pair: str
@@ -67,9 +84,16 @@ class SweepConfig(Strict):
     points: list[dict[str, Any]] = Field(min_length=1)
     pictures: int = Field(default=1000, ge=1)
     reference: int | None = Field(default=None, ge=1)
+    choice_pictures: int = Field(default=256, ge=64)
     seeds: list[int] = Field(default=[0], min_length=1)
     shown: int = Field(default=8, ge=1, le=64)
     speed: SpeedConfig = SpeedConfig()
+    fid: FidConfig | None = None
+
+    @field_validator("fid", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: Any) -> Any:
+        return ({} if value else None) if isinstance(value, bool) else value
 
 
 @dataclass(frozen=True)
@@ -126,12 +150,28 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked sweep: the paths of the baseline, then the other points, each once."""
+    """A checked sweep: the paths of the baseline, then the other points, each once.
+
+    Attributes:
+        baselines: paths of the chosen setting; of the first one until ``choose`` is called.
+        listed: the points of the file.
+        candidates: the baseline's settings, each by its first path, where there are several to choose from.
+    """
 
     config: SweepConfig
     baselines: tuple[Point, ...]
-    others: tuple[Point, ...]
+    listed: tuple[Point, ...]
     source: str
+    candidates: tuple[Point, ...] = ()
+
+    def choose(self, candidate: Point) -> Sweep:
+        """The sweep with another baseline setting."""
+        return replace(self, baselines=tuple(replace(path, settings=candidate.settings) for path in self.baselines))
+
+    @property
+    def others(self) -> tuple[Point, ...]:
+        """The points that are no path of the baseline."""
+        return tuple(point for point in self.listed if point not in self.baselines)
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -166,14 +206,19 @@ def check_sweep(fields: Mapping[str, Any], source: str) -> Sweep:
     if config.baseline.get("method", "ar") != "ar":
         raise ValueError(f"{source}: baseline.method: must be ar, the AR model alone")
     baselines = list(_spelled({"method": "ar", **config.baseline}, f"{source}: baseline"))
-    if len({point.settings for point in baselines}) > 1:
-        raise ValueError(f"{source}: baseline: only dtype and compile may be lists; put other AR settings under points")
+    settings = dict.fromkeys(point.settings for point in baselines)
+    candidates = [replace(baselines[0], settings=one) for one in settings]
+    if len(candidates) > 1 and config.data_set is None:
+        raise ValueError(f"{source}: baseline: choosing among {len(candidates)} settings needs a data_set")
+    if config.fid is not None and config.data_set is None:
+        raise ValueError(f"{source}: fid: needs a data_set to compare with")
     others: dict[Point, None] = {}
     for place, entry in enumerate(config.points):
         if "method" not in entry:
             raise ValueError(f"{source}: points.{place}: give its method")
         others |= dict.fromkeys(_spelled(entry, f"{source}: points.{place}"))
-    return Sweep(config, tuple(baselines), tuple(point for point in others if point not in baselines), source)
+    paths = tuple(point for point in baselines if point.settings == candidates[0].settings)
+    return Sweep(config, paths, tuple(others), source, tuple(candidates) if len(candidates) > 1 else ())
 
 
 def arguments() -> list[str]:

@@ -25,8 +25,11 @@ DEFINITIONS = {
     "median": "seconds of one request of `batch` pictures, prompts to pixels; p10 and p90 likewise",
     "phases": "seconds by phase of the turn in the middle",
     "speedup": "median of the AR model's turns over the median of this point's, turns interleaved in one run",
+    "speedup_over_exact": "the same over the fastest way to the AR model's distribution (ar, jacobi, exact)",
     "frechet": "Fréchet distance on the first principal components of the real pictures' features (not FID)",
     "kid": "unbiased KID of the same features, mean of disjoint blocks",
+    "fid": "Inception FID, and inception_score, where the network's weights were at hand; published ones are of 50,000",
+    "clip_score": "100 · max(cosine, 0) of a picture and its caption, mean; by the CLIP that clip_network names",
     "precision": "share of drawn pictures inside the real manifold (3 neighbours); recall is the reverse",
     "accuracy": "share of pictures that a small classifier takes for what was asked (fashion)",
     "retrieval": "share of pictures whose name is among the ten nearest (emoji)",
@@ -40,6 +43,11 @@ DEFINITIONS = {
     "compute_share": "operations a second of the masked passes, of the matrix product's",
     "region": "all; ar: the rows that the AR model wrote; masked: the rest (other rows painted mid-grey)",
 }
+
+
+INCEPTION = ("fid", "inception_score", "inception_score_std", "clip_score")
+EXACT = ("jacobi", "exact")
+"""Methods that draw from the AR model's own distribution."""
 
 
 def read_raw(folder: Path) -> dict[str, Any]:
@@ -59,10 +67,17 @@ def read_raw(folder: Path) -> dict[str, Any]:
     rows = {}
     for point in sweep["points"]:
         name = f"{point['method']}-{point['key']}.json"
-        rows[point["key"]] = {stage: read(raw / f"{stage}-{name}") for stage in ("shown", "fidelity", "speed")}
-    if not any(row["fidelity"] or row["speed"] for row in rows.values()):
+        rows[point["key"]] = {stage: read(raw / f"{stage}-{name}") for stage in ("shown", "fidelity", "fid", "speed")}
+    if not any(row["fidelity"] or row["fid"] or row["speed"] for row in rows.values()):
         raise ValueError(f"{folder}: nothing measured yet")
-    return {"sweep": sweep, "scene": read(raw / "scene.json"), "machine": read(raw / "machine.json"), "rows": rows}
+    choices = [read(raw / f"choice-{point['method']}-{point['key']}.json") for point in sweep.get("candidates") or ()]
+    return {
+        "sweep": sweep,
+        "scene": read(raw / "scene.json"),
+        "machine": read(raw / "machine.json"),
+        "choices": [choice for choice in choices if choice is not None],
+        "rows": rows,
+    }
 
 
 def make_report(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,9 +87,10 @@ def make_report(raw: Mapping[str, Any]) -> dict[str, Any]:
     for point in sweep["points"]:
         own = raw["rows"][point["key"]]
         speed = [times_of(batch, own["shown"], limits) for batch in (own["speed"] or {}).get("batches", ())]
-        rows += point_rows(point, own["shown"], own["fidelity"], speed, scene)
+        rows += point_rows(point, own, speed, scene)
     whole = [row for row in rows if row["region"] == "all"]
     baseline = next(row for row in whole if row["key"] == sweep["baselines"][0])
+    exact = over_exact(rows, baseline)
     measured = [row for row in whole if row["frechet"] is not None]
     better = [row["label"] for row in measured if row["method"] == "ar" and row["frechet"] < (baseline["frechet"] or 0)]
     return {
@@ -85,6 +101,8 @@ def make_report(raw: Mapping[str, Any]) -> dict[str, Any]:
             "settings": baseline["settings"],
             "paths": sweep["baselines"],
             "lower_frechet": better,
+            "choice": [choice_row(choice, baseline["settings"]) for choice in raw.get("choices") or ()],
+            "fastest_exact": exact,
             **{name: baseline[name] for name in ("median", "p10", "p90", "batch", "images_per_second", "frechet")},
         },
         "floors": {name: figures(floor) for name, floor in ((scene or {}).get("floors") or {}).items()},
@@ -127,6 +145,8 @@ def header(raw: Mapping[str, Any], whole: list[dict[str, Any]]) -> dict[str, Any
         "real_score": scene.get("real_score"),
         "feature_network": scene.get("feature_network"),
         "feature_network_sha256": scene.get("feature_network_sha256"),
+        "fid_network": next((row["fid"]["network"] for row in raw["rows"].values() if row.get("fid")), None),
+        "clip_network": next((row["fid"]["clip_network"] for row in raw["rows"].values() if row.get("fid")), None),
         "commit": latest.get("commit"),
         "threads": latest.get("threads"),
         "device": latest.get("device"),
@@ -145,12 +165,19 @@ def header(raw: Mapping[str, Any], whole: list[dict[str, Any]]) -> dict[str, Any
 
 def point_rows(
     point: Mapping[str, Any],
-    shown: Mapping[str, Any] | None,
-    fidelity: Mapping[str, Any] | None,
+    own: Mapping[str, Any],
     speed: list[dict[str, Any]],
     scene: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
-    """The rows of a point: the whole picture, then its regions."""
+    """The rows of a point: the whole picture, then its regions.
+
+    Args:
+        point: what it is.
+        own: its raw rows by stage, None where a stage has not run.
+        speed: its times at each batch size.
+        scene: the raw row of prompts and data.
+    """
+    shown, fidelity = own["shown"], own["fidelity"]
     settings = (shown or {}).get("settings", {})
     fill = settings.get("fill") or {}
     first = speed[0] if speed else {}
@@ -173,15 +200,53 @@ def point_rows(
     }
     score_name = (scene or {}).get("score_name")
     rows = []
-    for region, own in (fidelity or {"regions": {"all": None}})["regions"].items():
+    for region, part in (fidelity or {"regions": {"all": None}})["regions"].items():
         row = {**shared, "region": region, "pictures": fidelity["pictures"] if fidelity else None}
-        row |= {"accuracy": None, "retrieval": None, **region_figures(own)}
+        row |= {"accuracy": None, "retrieval": None, **region_figures(part)}
+        row |= {name: (own.get("fid") or {}).get(name) if region == "all" else None for name in INCEPTION}
         if region == "all" and fidelity is not None and "score" in fidelity and score_name is not None:
             row[score_name] = float(np.mean(fidelity["score"]))
             row[f"{score_name}_interval"] = _interval(mean_of(fidelity["score"]))
-        row |= fidelity_of(own, fidelity if region == "all" else None)
+        row |= fidelity_of(part, fidelity if region == "all" else None)
         rows.append(row)
     return rows
+
+
+def over_exact(rows: list[dict[str, Any]], baseline: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to every row's times the speed-up over the fastest way that keeps the baseline's distribution.
+
+    That is the AR model itself or, where it was measured and is faster, one of ``EXACT`` with the baseline's guidance
+    and temperature. Both were timed against the same AR turns, so their speed-ups are divided.
+
+    Returns:
+        By batch size, the fastest way's label and its speed-up over the AR model.
+    """
+    own = (baseline["resolved"] or {}).get("prefix")
+    found: dict[str, Any] = {}
+    for row in rows:
+        if row["region"] != "all" or row["method"] not in EXACT or (row["resolved"] or {}).get("prefix") != own:
+            continue
+        for times in row["speed"] or ():
+            known = found.setdefault(str(times["batch"]), {"label": baseline["label"], "speedup": 1.0})
+            if times["speedup"] > known["speedup"]:
+                known |= {"label": row["label"], "speedup": times["speedup"]}
+    for row in rows:
+        for times in row["speed"] or ():
+            known = found.get(str(times["batch"]), {"speedup": 1.0})
+            times["speedup_over_exact"] = times["speedup"] / known["speedup"]
+        row["speedup_over_exact"] = row["speed"][0]["speedup_over_exact"] if row["speed"] else None
+    return found
+
+
+def choice_row(choice: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """One setting that the baseline was chosen from."""
+    point = choice["point"]
+    return {
+        "label": point["label"],
+        "settings": point["settings"],
+        "chosen": point["settings"] == chosen,
+        **{name: choice[name] for name in ("pictures", "frechet", "frechet_interval", "score")},
+    }
 
 
 def region_figures(own: Mapping[str, Any] | None) -> dict[str, Any]:

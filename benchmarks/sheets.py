@@ -13,11 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hybrid.types import FROM_AR, FROM_INPUT
 
-CELL = 112
+CELL = 128
 """Pictures are shown about this large: enlarged by a whole number, or made smaller."""
 
 GAP, MARGIN, LABEL = 6, 14, 190
-INK, PALE, PAPER = "#1a1a1a", "#6b6b6b", "white"
+INK, PALE, EDGE, PAPER = "#1a1a1a", "#6b6b6b", "#b8b8b8", "white"
+HEAD = 34
+"""Height of the line of prompts above the grid: two lines of text."""
 
 
 def grid(shown: Mapping[str, Mapping[str, Any]], strips: Mapping[str, Path]) -> Image.Image | None:
@@ -33,19 +35,22 @@ def grid(shown: Mapping[str, Mapping[str, Any]], strips: Mapping[str, Path]) -> 
     count = max(len(cells) for _, cells in rows)
     width, height = rows[0][1][0].size
     page = Image.new(
-        "RGB", (2 * MARGIN + LABEL + count * (width + GAP), 2 * MARGIN + 24 + len(rows) * (height + GAP)), PAPER
+        "RGB", (2 * MARGIN + LABEL + count * (width + GAP), 2 * MARGIN + HEAD + len(rows) * (height + GAP)), PAPER
     )
     pen, normal, small = ImageDraw.Draw(page), ImageFont.load_default(14), ImageFont.load_default(12)
     names = next(iter(shown.values()))["names"]
     for column, name in enumerate(names):
-        text = _cut(name, small, width)
-        pen.text((MARGIN + LABEL + GAP + column * (width + GAP), MARGIN), text, fill=PALE, font=small)
+        left = MARGIN + LABEL + GAP + column * (width + GAP)
+        for line, part in enumerate(_lines(name, small, width)[:2]):
+            pen.text((left, MARGIN + 15 * line), _cut(part, small, width), fill=PALE, font=small)
     for place, (label, cells) in enumerate(rows):
-        top = MARGIN + 24 + place * (height + GAP)
+        top = MARGIN + HEAD + place * (height + GAP)
         for line, part in enumerate(_lines(label, normal, LABEL)):
             pen.text((MARGIN, top + 8 + 18 * line), part, fill=INK, font=normal)
         for column, cell in enumerate(cells):
-            page.paste(cell, (MARGIN + LABEL + GAP + column * (width + GAP), top))
+            left = MARGIN + LABEL + GAP + column * (width + GAP)
+            page.paste(cell, (left, top))
+            pen.rectangle((left - 1, top - 1, left + width, top + height), outline=EDGE)
     return page
 
 
@@ -74,6 +79,7 @@ def origin(shown: Mapping[str, Mapping[str, Any]], strips: Mapping[str, Path], m
         with Image.open(strips[key]) as strip:
             picture = strip.convert("RGB").crop((0, 0, strip.width // len(row["prompts"]), strip.height))
         page.paste(picture.resize((wide, tall), Image.Resampling.NEAREST), (left, top))
+        pen.rectangle((left - 1, top - 1, left + wide, top + tall), outline=EDGE)
         last = max(row["origin"][0])
         for token, wrote in enumerate(row["origin"][0]):
             x, y = left + wide + 2 * GAP + token % width * side, top + token // width * side

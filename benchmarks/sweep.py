@@ -2,7 +2,9 @@
 
     DIR/sweep.json          the checked configuration
     DIR/raw/scene.json      prompts, data, feature network, floors, and the machine that made the fidelity rows
+    DIR/raw/choice-*.json   Fréchet distances of the baseline's settings, where there are several to choose from
     DIR/raw/fidelity-*.json DIR/raw/speed-*.json DIR/raw/shown-*.json DIR/raw/shown-*.png
+    DIR/raw/fid-*.json      Inception's figures and CLIP score, where they are asked for
     DIR/raw/machine.json    limits of the machine, and the machine that made the speed rows
 
 A file is whole or absent, so a kill loses one point at most, and within a point drawn batches are kept as well. The
@@ -23,8 +25,8 @@ import torch
 from PIL import Image
 
 from hybrid.data.folder import default_folder
+from hybrid.dtypes import PARTS, find_types
 from hybrid.pipeline import HybridPipeline
-from hybrid.request import find_dtype
 
 from . import machine, speed
 from .artist import Artist, Told, pair_weights
@@ -32,10 +34,18 @@ from .cost import metered
 from .features import FeatureNetwork, Features
 from .fidelity import Fidelity
 from .figures import write_json
+from .point_judge import PointJudge
 from .points import Point, Sweep
 from .scenes import open_scene
 
-STAGES = ("fidelity", "speed")
+STAGES = ("fidelity", "fid", "speed")
+FILES = {
+    "fidelity": ("fidelity-*", "shown-*", "choice-*", "scene.json"),
+    "fid": ("fid-*",),
+    "speed": ("speed-*", "machine.json"),
+}
+"""What each stage wrote, and what depends on it."""
+
 Open = Callable[[str, Point, "str | torch.device"], Any]
 
 
@@ -80,6 +90,8 @@ class Runner:
         self._pipelines: dict[tuple[str, bool], Any] = {}
         self._weights = pair_weights(self.config.pair)
         self._fidelity: Fidelity | None = None
+        self._judge: PointJudge | None = None
+        self._choose()
         self._keep_config()
 
     # Jobs
@@ -93,18 +105,25 @@ class Runner:
         """
         if again:
             for stage in stages:
-                for path in (*self.raw.glob(f"{stage}-*"), *(self.raw.glob("shown-*") if stage == "fidelity" else ())):
+                for path in (path for kind in FILES[stage] for path in self.raw.glob(kind)):
                     path.unlink()
-                (self.raw / {"fidelity": "scene.json", "speed": "machine.json"}[stage]).unlink(missing_ok=True)
-        wanted = [(stage, point) for stage in ("shown", *stages) for point in self.sweep.points]
-        if self.config.data_set is None:
-            wanted = [(stage, point) for stage, point in wanted if stage != "fidelity"]
-        missing = [(stage, point) for stage, point in wanted if not self._has(stage, point)]
-        done = len(wanted) - len(missing)
-        for place, (stage, point) in enumerate(missing):
-            yield f"{stage}: {point.label}", done + place, len(wanted)
-            {"shown": self._shown, "fidelity": self._measure, "speed": self._time}[stage](point)
+        work = {"choice": self._try, "shown": self._shown, "fidelity": self._measure, "fid": self._fid}
+        work["speed"] = self._time
+        # The last choice changes what is wanted, so it is asked for after each job.
+        while missing := [job for job in self._wanted(stages) if not self._has(*job)]:
+            wanted, (stage, point) = self._wanted(stages), missing[0]
+            yield f"{stage}: {point.label}", len(wanted) - len(missing), len(wanted)
+            work[stage](point)
+        wanted = self._wanted(stages)
         yield "done", len(wanted), len(wanted)
+
+    def _wanted(self, stages: Sequence[str]) -> list[tuple[str, Point]]:
+        """All jobs in their order."""
+        asked = {"fidelity": self.config.data_set is not None, "fid": self.config.fid is not None}
+        return [
+            *(("choice", point) for point in self.sweep.candidates),
+            *((stage, point) for stage in ("shown", *stages) if asked.get(stage, True) for point in self.sweep.points),
+        ]
 
     def path(self, stage: str, point: Point) -> Path:
         """The file of a job."""
@@ -118,10 +137,30 @@ class Runner:
         held = {row["batch"] for row in json.loads(path.read_text(encoding="utf-8"))["batches"]}
         return held >= set(self.config.speed.batch_sizes)
 
+    def _try(self, point: Point) -> None:
+        """How good the AR model is with one of the baseline's settings; after the last one, the choice."""
+        fidelity = self._fidelity_of()
+        content = fidelity.chosen_by(self._artist(point), point, self.config.choice_pictures)
+        write_json(self.path("choice", point), {"point": _described(point), **content}, indent=None)
+        self._choose()
+        self._keep_config()
+
+    def _choose(self) -> None:
+        """Make the candidate with the least Fréchet distance the baseline, once all are measured."""
+        paths = [self.path("choice", point) for point in self.sweep.candidates]
+        if not paths or not all(path.is_file() for path in paths):
+            return
+        tried = [json.loads(path.read_text(encoding="utf-8"))["frechet"] for path in paths]
+        self.sweep = self.sweep.choose(self.sweep.candidates[int(np.argmin(tried))])
+        if self._fidelity is not None:
+            self._fidelity.baseline = self.sweep.baselines[0]
+
     def _shown(self, point: Point) -> None:
-        """A few pictures of the sweep's first prompts, who wrote their tokens, and what they cost."""
+        """A few pictures of the sweep's prompts, who wrote their tokens, and what they cost."""
         pipeline = self._pipeline(Point(point.settings, point.dtype))
-        prompts = self._prompts()[: self.config.shown]
+        # Spread over all, since neighbours may be one name by several vendors.
+        every = self._prompts()
+        prompts = every[:: max(1, len(every) // self.config.shown)][: self.config.shown]
         with metered(pipeline) as parts:
             drawn = pipeline(list(prompts), **point.request(), seed=0, output_type="pil")
         pixels = np.concatenate([np.asarray(image) for image in drawn.images], axis=1)
@@ -183,6 +222,16 @@ class Runner:
             self.path("fidelity", point), {"point": _described(point), "load": machine.load(), **content}, indent=None
         )
 
+    def _fid(self, point: Point) -> None:
+        """Inception's figures of the pictures that fidelity is measured on, and their CLIP score."""
+        assert self.config.fid is not None
+        fidelity = self._fidelity_of()
+        if self._judge is None:
+            self._judge = PointJudge(self.config.fid, fidelity.scene, self.device)
+        artist = self._artist(point, self._judge.inception)
+        content = self._judge.scores(artist, fidelity.draw(artist, point))
+        write_json(self.path("fid", point), {"point": _described(point), **content}, indent=None)
+
     def _time(self, point: Point) -> None:
         self._measure_limits()
         found = []
@@ -216,11 +265,12 @@ class Runner:
         self._pipelines[path] = self._pipelines.pop(path, None) or self.opened(self.config.pair, point, self.device)
         return self._pipelines[path]
 
-    def _artist(self, point: Point) -> Artist:
+    def _artist(self, point: Point, network: Features | None = None) -> Artist:
         if self._network is None:
             self._network = FeatureNetwork()
         where = self.data or default_folder(str(self.config.data_set))
-        return Artist(self._pipeline(point), self._weights, self._network, where / "figures", told=self.told)
+        chosen = self._network if network is None else network
+        return Artist(self._pipeline(point), self._weights, chosen, where / "figures", told=self.told)
 
     def _prompts(self) -> list[str | int]:
         """The sweep's own prompts, or the data set's: from its files where they are there, else from the data."""
@@ -237,7 +287,8 @@ class Runner:
             return
         pipeline = self._pipeline(self.sweep.baselines[0])
         self.told("limits of the machine", 0, 1)
-        dtypes = list(dict.fromkeys(find_dtype(point.dtype, pipeline.device) for point in self.sweep.points))
+        types = [find_types(point.dtype, pipeline.device) for point in self.sweep.points]
+        dtypes = list(dict.fromkeys(getattr(one, part) for one in types for part in PARTS))
         weights = sum(value.numel() * value.element_size() for value in pipeline.ar.parameters())
         found = machine.limits(pipeline.device, dtypes, weights)
         write_json(path, {"machine": machine.describe(pipeline.device), "limits": found})
@@ -253,6 +304,7 @@ class Runner:
             "reference": self.config.reference,
             "seeds": self.config.seeds,
             "prompts": self.config.prompts,
+            "candidates": [_described(point) for point in self.sweep.candidates],
         }
         content: dict[str, Any] = {
             **fixed,
@@ -261,7 +313,8 @@ class Runner:
         }
         content["baselines"] = [point.key for point in self.sweep.baselines]
         if path.is_file():
-            known = json.loads(path.read_text(encoding="utf-8"))
+            # A sweep without a choice need not name candidates.
+            known = {"candidates": [], **json.loads(path.read_text(encoding="utf-8"))}
             for name, value in fixed.items():
                 if known.get(name) != value:
                     raise ValueError(f"{self.out}: holds a sweep with another {name}; use another --out")

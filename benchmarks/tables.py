@@ -43,7 +43,14 @@ class Table:
 def tables(report: Mapping[str, Any]) -> list[Table]:
     """All tables of a report that have something in them."""
     whole = [row for row in report["rows"] if row["region"] == "all"]
-    made = [_summary(report, whole), _speed(whole), _fidelity(report, whole), _likeness(report["rows"]), _cost(whole)]
+    made = [
+        _summary(report, whole),
+        _choice(report),
+        _speed(report, whole),
+        _fidelity(report),
+        _inception(report, whole),
+    ]
+    made += [_likeness(report["rows"]), _cost(whole)]
     return [table for table in made if table.rows]
 
 
@@ -52,7 +59,12 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     header, baseline, limits = report["header"], report["baseline"], report["header"]["limits"]
     shown = [
         ("pair", f"{header['pair']}"),
-        ("baseline", f"{baseline['label']}" + (f", {seconds(baseline['median'])}" if baseline["median"] else "")),
+        (
+            "baseline",
+            f"{baseline['label']}"
+            + (f", {seconds(baseline['median'])}" if baseline["median"] else "")
+            + (f"; the best of {len(baseline['choice'])} settings" if baseline["choice"] else ""),
+        ),
         ("device", f"{header['device']}, {header['threads']} of {header['cores']} cores used"),
         ("load while timing", _load(header)),
         ("commit", f"{header['commit']}"),
@@ -151,8 +163,23 @@ def _summary(report: Mapping[str, Any], whole: Sequence[Mapping[str, Any]]) -> T
     return Table("Summary", columns, rows, note + "Brackets: 95 % intervals. Fidelity: see below; 1 is the AR model.")
 
 
-def _speed(whole: Sequence[Mapping[str, Any]]) -> Table:
-    columns = ["point", "batch", "median", "p10", "p90", "images/s", "AR beside it", "speed-up"]
+def _choice(report: Mapping[str, Any]) -> Table:
+    tried = report["baseline"]["choice"]
+    score = report["header"]["score"]
+    rows = []
+    for one in sorted(tried, key=lambda one: float(one["frechet"])):
+        cells = [
+            one["label"],
+            number(one["frechet"], one["frechet_interval"]),
+            *([number(one["score"])] if score else []),
+        ]
+        rows.append([*cells, "chosen" if one["chosen"] else ""])
+    note = f"By the Fréchet distance of {tried[0]['pictures']} pictures of each." if tried else ""
+    return Table("Choice of the AR baseline", ["setting", "Fréchet", *([score] if score else []), ""], rows, note)
+
+
+def _speed(report: Mapping[str, Any], whole: Sequence[Mapping[str, Any]]) -> Table:
+    columns = ["point", "batch", "median", "p10", "p90", "images/s", "AR beside it", "speed-up", "over exact"]
     columns += ["passes", "peak memory", "of bandwidth", "of compute"]
     rows = []
     for row in whole:
@@ -160,14 +187,20 @@ def _speed(whole: Sequence[Mapping[str, Any]]) -> Table:
             passes = " + ".join(f"{count} {phase}" for phase, count in times["passes"].items() if phase != "condition")
             cells = [row["label"], str(times["batch"]), *(seconds(times[name]) for name in ("median", "p10", "p90"))]
             cells += [number(times["images_per_second"]), seconds(times["ar_median"])]
-            cells += [number(times["speedup"], times["speedup_interval"]), passes]
+            cells += [number(times["speedup"], times["speedup_interval"]), number(times["speedup_over_exact"]), passes]
             cells.append(f"{times['peak_memory_bytes'] / 1e6:.0f} MB")
             rows.append([*cells, *(_percent(times[name]) for name in ("bandwidth_share", "compute_share"))])
-    return Table("Speed", columns, rows, SPEED_NOTE)
+    fastest = ", ".join(
+        f"{way['label']} at batch {batch} ({way['speedup']:.3g}x AR)"
+        for batch, way in report["baseline"]["fastest_exact"].items()
+    )
+    note = f" Over exact: over the fastest way that keeps the AR model's distribution: {fastest}." if fastest else ""
+    return Table("Speed", columns, rows, SPEED_NOTE + note)
 
 
-def _fidelity(report: Mapping[str, Any], whole: Sequence[Mapping[str, Any]]) -> Table:
-    columns = ["point", "region", "Fréchet", "over AR's", "KID · 1000", "precision", "recall", "nats/token over AR's"]
+def _fidelity(report: Mapping[str, Any]) -> Table:
+    columns = ["point", "region", "Fréchet", "over AR's", "KID · 1000", "precision", "recall", "nats/token (AR's own)"]
+    columns.append("over AR's")
     rows = []
     for row in report["rows"]:
         if row["frechet"] is None:
@@ -176,10 +209,28 @@ def _fidelity(report: Mapping[str, Any], whole: Sequence[Mapping[str, Any]]) -> 
         cells.append(number(row["frechet_over_ar"], row["frechet_over_ar_interval"]))
         cells.append(number(1000 * row["kid"], [1000 * end for end in row["kid_interval"]]))
         cells += [number(row["precision"]), number(row["recall"])]
+        cells.append(f"{number(row['log_likelihood'])} ({number(row.get('ar_log_likelihood'))})")
         rows.append([*cells, number(row.get("log_likelihood_over_ar"), row.get("log_likelihood_over_ar_interval"))])
     network = report["header"]["feature_network"]
     note = f"Features: {network}. Nats a token: too high is as wrong as too low."
     return Table("Fidelity by region", columns, rows, note)
+
+
+def _inception(report: Mapping[str, Any], whole: Sequence[Mapping[str, Any]]) -> Table:
+    columns = ["point", "pictures", "FID", "IS", "CLIP score"]
+    rows = [
+        [
+            row["label"],
+            str(row["pictures"] or "–"),
+            number(row["fid"]),
+            number(row["inception_score"]),
+            number(row["clip_score"]),
+        ]
+        for row in whole
+        if row["fid"] is not None or row["clip_score"] is not None
+    ]
+    networks = ", ".join(name for name in (report["header"]["fid_network"], report["header"]["clip_network"]) if name)
+    return Table("Inception and CLIP", columns, rows, f"{networks}. Published figures are of 50,000 pictures.")
 
 
 def _likeness(every: Sequence[Mapping[str, Any]]) -> Table:

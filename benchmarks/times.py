@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid.types import AR_PHASES, MASKED_PHASES
+
 from .statistics import Estimate, estimate
 
 SEED = 0
 DRAWS = 2000
-PHASES_OF = {"ar": ("prefix", "verify", "score"), "masked": ("fill", "draft", "refill"), "decode": ("decode",)}
+PHASES_OF = {"ar": AR_PHASES, "masked": MASKED_PHASES}
 """Phases in which each part runs."""
 
 

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 DRAWING = {
     **{name: name for name in ("method", "ar_fraction", "ar_tokens", "steps", "schedule", "resume", "order", "noise")},
-    **{name: name for name in ("rounds", "redraw", "window", "relax")},
+    "reuse": "reuse",
+    **{name: name for name in ("rounds", "redraw", "window", "relax", "draft")},
     "guidance": "guidance_scale",
     **{name: name for name in ("guidance_kind", "temperature", "top_k", "top_p", "height", "width", "negative_prompt")},
-    **{name: name for name in ("image", "mask")},
+    **{name: name for name in ("image", "mask", "tile")},
 }
 """Options that are the pipeline's own arguments, and what it calls them."""
 

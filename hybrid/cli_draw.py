@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +20,15 @@ from rich.table import Table
 from rich.text import Text
 
 from hybrid import __version__
+from hybrid.budget import Budget, fit
 from hybrid.compare import DEFAULT_METHODS, METHODS, compare_picture, load_note, race
-from hybrid.pairing import INDEX
+from hybrid.dtypes import FASTEST, find_types
+from hybrid.memory import plan_pair
+from hybrid.pairing import INDEX, find_pair, read_pair
 from hybrid.picture_files import PictureSettings, write_picture
 from hybrid.pipeline import HybridPipeline
-from hybrid.request import DTYPES, as_defaults
+from hybrid.request import METHODS as METHOD_FRACTIONS
+from hybrid.request import as_defaults, find_device
 from hybrid.types import FROM_AR, FROM_INPUT, PHASES, Generation
 
 if TYPE_CHECKING:
@@ -76,7 +82,41 @@ def _progress(options: argparse.Namespace, config: str) -> Iterator[_Steps]:
         yield _Steps(progress, progress.add_task(f"loading {Path(config).name}", total=None))
 
 
-def _load(options: argparse.Namespace, request: Request) -> HybridPipeline:
+def _budget(options: argparse.Namespace, request: Request) -> Budget | None:
+    """What fits into --max-memory, told on standard error; None without it."""
+    if options.max_memory is None:
+        return None
+    if not options.max_memory > 0:
+        raise ValueError(f"--max-memory {options.max_memory:g}: must be above 0 GB")
+    device, asked = find_device(options.device), request.arguments
+    # A type that is still to be measured counts as the widest one.
+    types = find_types("fp32" if request.dtype == FASTEST else request.dtype, device)
+    fraction = METHOD_FRACTIONS.get(asked.get("method", "hybrid")) or asked.get("ar_fraction")
+    if asked.get("method") == "masked":
+        fraction = 0.0
+    guidance = asked.get("guidance_scale")
+    plan = partial(
+        plan_pair,
+        read_pair(find_pair(request.config)),
+        max((types.ar, types.masked, types.decode), key=lambda dtype: dtype.itemsize),
+        size=(asked["height"], asked["width"]) if "height" in asked and "width" in asked else None,
+        ar_fraction=fraction,
+        guided=None if guidance is None else guidance != 1,
+    )
+    most = min(options.batch, len(request.prompts))
+    budget = fit(lambda batch: plan(batch=batch), options.max_memory * 1e9, most, offload=device.type == "cuda")
+    if not options.quiet or budget.layers is not None:
+        print(f"hybrid-generate: --max-memory {options.max_memory:g}: {budget}", file=sys.stderr)
+    return budget
+
+
+def _load(options: argparse.Namespace, request: Request, budget: Budget | None = None) -> HybridPipeline:
+    places: dict[str, Any] = {}
+    if budget is not None and budget.layers is not None:
+        from accelerate.utils import get_max_memory
+
+        main = find_device(options.device).index or 0
+        places = {"device_map": "auto", "max_memory": {**get_max_memory(), main: budget.layers}}
     pipe = HybridPipeline.from_pretrained(
         request.config,
         device=options.device,
@@ -86,6 +126,7 @@ def _load(options: argparse.Namespace, request: Request) -> HybridPipeline:
         auto=options.auto,
         quality=options.quality,
         max_ms=options.max_ms,
+        **places,
     )
     if request.source is not None:
         drawing, own = request.source.drawing, pipe.defaults
@@ -102,13 +143,15 @@ def draw(options: argparse.Namespace, request: Request, files: Sequence[Path]) -
     tokens: Counter[str] = Counter()
     saved: list[PictureSettings] = []
     lossy = None
+    budget = _budget(options, request)
+    batch = options.batch if budget is None else budget.batch
     with _progress(options, request.config) as steps:
-        pipe = _load(options, request)
+        pipe = _load(options, request, budget)
         steps.loaded()
-        for start in range(0, len(files), options.batch):
-            prompts = request.prompts[start : start + options.batch]
+        for start in range(0, len(files), batch):
+            prompts = request.prompts[start : start + batch]
             last = start + len(prompts)
-            steps.restart(f"pictures {start + 1} to {last} of {len(files)}" if len(files) > options.batch else "")
+            steps.restart(f"pictures {start + 1} to {last} of {len(files)}" if len(files) > batch else "")
             result = pipe(prompts, seed=request.seed + start, callback_on_step_end=steps, **request.arguments)
             for place, path in enumerate(files[start:last]):
                 settings = _settings(pipe, request, result, place, prompts[place])
@@ -166,7 +209,7 @@ def _settings(pipe: HybridPipeline, request: Request, result: Generation, place:
         height=told["grid"][0] * pipe.tokenizer.factor,
         width=told["grid"][1] * pipe.tokenizer.factor,
         drawing=as_defaults(told, pipe.defaults),
-        dtype=next(name for name, dtype in DTYPES.items() if dtype == pipe.dtype),
+        dtype=str(find_types(told["dtype"], pipe.device)),
         quantize=pipe.quantized,
         device=pipe.device.type,
         scale=request.scale,
@@ -207,7 +250,7 @@ def _show(report: dict[str, Any], settings: PictureSettings, files: Sequence[Pat
     parts = [f"{tokens[origin]} {name}" for origin, name in names.items() if tokens[origin]]
     out.print(Text("tokens: " + ", ".join(parts)), soft_wrap=True)
     if report["lossy"]:
-        out.print(Text(f"lossy alignment: {report['lossy']}"), soft_wrap=True)
+        out.print(Text(f"lossy: {report['lossy']}"), soft_wrap=True)
     for path in files:
         out.print(Text(str(path)), soft_wrap=True)
 
@@ -217,6 +260,8 @@ def compare(options: argparse.Namespace, request: Request, path: Path) -> int:
     if len(request.prompts) > options.batch:
         count = len(request.prompts)
         raise ValueError(f"--compare draws all {count} pictures at once; give fewer, or --batch {count}")
+    if options.max_memory is not None:
+        raise ValueError("--max-memory: draws in turns, which --compare does not; leave one out")
     load = load_note()
     with _progress(options, request.config) as steps:
         pipe = _load(options, request)
@@ -231,7 +276,7 @@ def compare(options: argparse.Namespace, request: Request, path: Path) -> int:
         )
     places = lanes[0].result.grid.places
     pictures = "1 picture" if len(request.prompts) == 1 else f"{len(request.prompts)} pictures at once"
-    where = f"{pipe.device.type} {str(pipe.dtype).removeprefix('torch.')}"
+    where = f"{pipe.device.type} {lanes[0].result.settings['dtype']}"
     threads = torch.get_num_threads()
     if pipe.device.type == "cpu":
         where += f", {threads} thread{'s' if threads > 1 else ''}"

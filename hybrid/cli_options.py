@@ -86,19 +86,29 @@ def parser() -> Parser:
     model.add_argument(
         "--device", metavar="D", default="auto", help="auto, cpu, cuda or mps (default: auto, the best there is)"
     )
-    model.add_argument("--dtype", metavar="T", help="auto, fp32, bf16 or fp16 (default: auto, bf16 on CUDA, else fp32)")
+    model.add_argument(
+        "--dtype",
+        metavar="T",
+        help="auto (default: bf16 on CUDA, else fp32), fp32, bf16, fp16, ar=fp32,masked=bf16,decode=fp32, or fastest",
+    )
     model.add_argument("--quantize", metavar="Q", help="int8 or int4 weights, refused where they change what is drawn")
     model.add_argument("--compile", action="store_true", help="compile the networks; pays off over many pictures only")
     model.add_argument(
         "--plan-memory", action="store_true", help="draw nothing; say what --config needs for -n pictures at once"
     )
     model.add_argument("--batch", type=int, default=16, metavar="B", help="pictures drawn at once (default: 16)")
+    model.add_argument(
+        "--max-memory",
+        type=float,
+        metavar="GB",
+        help="draw as many at once, up to --batch, as fit; on CUDA move layers to main memory where not one does",
+    )
 
     how = parser.add_argument_group("how to draw (defaults: the model's own)")
     how.add_argument("--auto", metavar="REPORT", help="settings that a report of hybrid-bench run recommends")
     how.add_argument("--quality", type=float, metavar="Q", help="with --auto: least share of the AR's fidelity (0.95)")
     how.add_argument("--max-ms", type=float, metavar="MS", help="with --auto: most milliseconds of a request")
-    how.add_argument("--method", metavar="M", help="hybrid, ar, masked, refined, exact, relaxed or jacobi")
+    how.add_argument("--method", metavar="M", help="hybrid, ar, masked, refined, exact, relaxed, jacobi or zipar")
     how.add_argument("--ar-fraction", type=float, metavar="F", help="share of the tokens by the AR model, 0 to 1")
     how.add_argument("--ar-tokens", type=int, metavar="N", help="the same as a number of tokens")
     how.add_argument("--steps", type=int, metavar="S", help="passes of the masked model")
@@ -106,10 +116,14 @@ def parser() -> Parser:
     how.add_argument("--resume", metavar="NAME", help="schedule after the AR part: remaining, continue")
     how.add_argument("--order", metavar="NAME", help="places first: confidence, halton, random, raster")
     how.add_argument("--noise", type=float, metavar="X", help="Gumbel noise of the confidence order; it fades")
+    how.add_argument(
+        "--reuse", type=int, metavar="R", help="known places are read again every R passes only; above 1 is approximate"
+    )
     how.add_argument("--rounds", type=int, metavar="R", help="refined: times the AR model says what is drawn anew")
     how.add_argument("--redraw", type=float, metavar="F", help="refined: share drawn anew each time, 0 to 1")
-    how.add_argument("--window", type=int, metavar="W", help="exact, relaxed, jacobi: longest draft, in tokens")
+    how.add_argument("--window", type=int, metavar="W", help="exact, relaxed, jacobi: longest draft; zipar: columns")
     how.add_argument("--relax", type=float, metavar="X", help="relaxed: distance from the AR model's choice, 0 to 1")
+    how.add_argument("--draft", metavar="WHO", help="relaxed: who drafts: masked, or jacobi (the AR model itself)")
     how.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale; 1 is none")
     how.add_argument("--guidance-kind", metavar="NAME", help="guidance over time: constant, linear, interval, decay")
     how.add_argument("--temperature", type=float, metavar="T", help="0 is argmax")
@@ -119,6 +133,7 @@ def parser() -> Parser:
         "--height", type=int, metavar="H", help="pixels, with --width; what the model was not trained on may fail"
     )
     how.add_argument("--width", type=int, metavar="W", help="pixels")
+    how.add_argument("--tile", type=int, metavar="P", help="decode large pictures in tiles of P x P pixels; not exact")
 
     versus = parser.add_argument_group("comparing")
     versus.add_argument(
@@ -127,7 +142,7 @@ def parser() -> Parser:
     versus.add_argument(
         "--methods",
         metavar="LIST",
-        help="what --compare draws by (default: ar,hybrid,masked; also refined,exact,relaxed,jacobi)",
+        help="what --compare draws by (default: ar,hybrid,masked; also refined,exact,relaxed,jacobi,zipar)",
     )
     versus.add_argument("--repeats", type=int, metavar="R", help="timed runs of each method (default: 3)")
     parser.add_argument("--version", action="store_true", help="print the version")

@@ -21,6 +21,7 @@ METHODS = {
     "jacobi": "Jacobi",
     "exact": "exact",
     "relaxed": "relaxed",
+    "zipar": "ZipAR",
     "refined": "refined",
     "hybrid": "hybrid",
     "masked": "masked",
@@ -32,8 +33,9 @@ DEFAULT_METHODS = ("ar", "hybrid", "masked")
 OWN = {
     **dict.fromkeys(("ar_fraction", "ar_tokens"), ("hybrid", "refined")),
     **dict.fromkeys(("rounds", "redraw"), ("refined",)),
-    "window": ("jacobi", "exact", "relaxed"),
-    "relax": ("relaxed",),
+    "window": ("jacobi", "exact", "relaxed", "zipar"),
+    "reuse": ("hybrid", "refined", "masked"),
+    **dict.fromkeys(("relax", "draft"), ("relaxed",)),
 }
 """Arguments that only some methods take."""
 

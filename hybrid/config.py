@@ -141,7 +141,7 @@ class PlanConfig(Strict):
 class TrainConfig(Strict):
     """A training run (``configs/train-*.yaml``)."""
 
-    task: Literal["tokenizer", "ar", "masked"]
+    task: Literal["tokenizer", "ar", "masked", "unified"]
     data: str
     tokenizer: str | None = None
     text: dict[str, Any] = Field(default_factory=dict)
@@ -192,17 +192,20 @@ class PhaseConfig(Strict):
 class DefaultsConfig(Strict):
     """What a request uses where it says nothing."""
 
-    method: Literal["hybrid", "ar", "masked", "refined", "exact", "relaxed", "jacobi"] = "hybrid"
+    method: Literal["hybrid", "ar", "masked", "refined", "exact", "relaxed", "jacobi", "zipar"] = "hybrid"
     ar_fraction: float = 0.25
     steps: int = 8
     schedule: str = "arccos"
     resume: Literal["remaining", "continue"] = "remaining"
     order: str = "confidence"
     noise: float = 4.5
+    reuse: int = 1
+    tile: int | None = None
     rounds: int = 1
     redraw: float = 0.25
     window: int = 16
     relax: float = 0.3
+    draft: Literal["masked", "jacobi"] = "masked"
     ar: PhaseConfig = PhaseConfig()
     masked: PhaseConfig = PhaseConfig()
 

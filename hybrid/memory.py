@@ -110,13 +110,16 @@ def work_out(
         ar_tokens: tokens that the AR model writes; None is a quarter, or all without a masked model.
         guided: whether each picture is drawn twice, with and without what is asked for.
 
+    Of a model that computes more the more is known (RandAR, ARPG), every place counts as known: this is a bound.
+
     Raises:
-        ValueError: a masked model that looks at the tokens to decide what it computes, as RandAR and ARPG do.
+        ValueError: a masked model that looks at values to decide what it computes.
     """
     ar, masked, tokenizer = (parts.get(name) for name in ("ar", "masked", "tokenizer"))
     rows = batch * (2 if guided else 1)
     length = ar_tokens if ar_tokens is not None else grid.places // (1 if masked is None else 4)
-    weights = {name: module_bytes(part) for name, part in parts.items() if part is not None}
+    once = {id(part): (name, part) for name, part in reversed(parts.items()) if part is not None}
+    weights = {name: module_bytes(part) for name, part in reversed(once.values())}
     cache, phases = 0, {}
     if ar is not None and length:
         with counted() as alive:
@@ -130,7 +133,7 @@ def work_out(
         weight = next(tokenizer.parameters())
         codes = torch.empty(batch, width, grid.height, grid.width, device="meta", dtype=weight.dtype)
         with counted() as alive:
-            tokenizer.render(codes)
+            (tokenizer.render if hasattr(tokenizer, "render") else tokenizer.decoder)(codes)
         phases["decode"] = alive.peak
     return Memory(weights, cache, phases)
 
@@ -175,24 +178,50 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [value for value in torch.utils._pytree.tree_leaves(tree) if isinstance(value, Tensor)]
 
 
-def plan_pair(pair: PairConfig, dtype: torch.dtype = torch.bfloat16, *, batch: int = 1) -> Memory:
-    """The memory of a pairing with its own grid and defaults, without its files: each component must name its size.
+def plan_pair(
+    pair: PairConfig,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    batch: int = 1,
+    size: tuple[int, int] | None = None,
+    ar_fraction: float | None = None,
+    guided: bool | None = None,
+) -> Memory:
+    """The memory of a pairing, without its files: each component must name its size.
+
+    Args:
+        pair: the pairing.
+        dtype: of all parts.
+        batch: pictures at once.
+        size: pixels (height, width); None is the pairing's own grid.
+        ar_fraction: share of the tokens by the AR model; None is the pairing's default.
+        guided: whether there is guidance; None is as the pairing's defaults have it.
 
     Raises:
         ValueError: as ``build`` and ``work_out``; or a pairing that leaves its grid to the checkpoint.
     """
-    if pair.grid is None:
-        raise ValueError("memory: the pairing names no grid")
     named = {name: getattr(pair, name) for name in COMPONENTS}
     parts = {name: build(part.kind, part.config, dtype) for name, part in named.items() if part is not None}
-    defaults, grid = pair.defaults, Grid(*pair.grid)
-    length = round(grid.places * (defaults.ar_fraction if pair.masked is not None else 1))
-    guided = any(phase.guidance_scale != 1 for phase in (defaults.ar, defaults.masked))
-    return work_out(parts, grid, batch=batch, ar_tokens=length, guided=guided)
+    if pair.masked is not None and pair.masked == pair.ar:
+        parts["masked"] = parts["ar"]  # one network for both
+    lead: Any = parts.get("masked", parts.get("ar"))
+    grid = getattr(lead, "grid", None) if pair.grid is None else Grid(*pair.grid)
+    if size is not None:
+        factor: Any = parts["tokenizer"].factor
+        grid = Grid(size[0] // factor, size[1] // factor)
+    if grid is None:
+        raise ValueError("memory: the pairing names no grid")
+    defaults = pair.defaults
+    fraction = defaults.ar_fraction if ar_fraction is None else ar_fraction
+    fraction = 1 if pair.masked is None else 0 if pair.ar is None else fraction
+    if guided is None:
+        guided = any(phase.guidance_scale != 1 for phase in (defaults.ar, defaults.masked))
+    return work_out(parts, grid, batch=batch, ar_tokens=round(grid.places * fraction), guided=guided)
 
 
 def build(kind: str, config: str | Mapping[str, Any] | None, dtype: torch.dtype) -> nn.Module:
-    """A component of a named size on the meta device, without its file; of T5 the encoder of flan-t5-xl.
+    """A component of a named size on the meta device, without its file; of T5 the encoder of flan-t5-xl, of MiniLM
+    all-MiniLM-L6-v2.
 
     Raises:
         ValueError: a kind that its file alone describes, or no configuration.
@@ -227,6 +256,28 @@ def _flan_t5_xl(config: Any) -> nn.Module:
     return T5EncoderModel(T5Config(**size, feed_forward_proj="gated-gelu")).encoder
 
 
+def _minilm(config: Any) -> nn.Module:
+    from transformers.models.bert.configuration_bert import BertConfig
+    from transformers.models.bert.modeling_bert import BertModel
+
+    size = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+    return BertModel(BertConfig(**size), add_pooling_layer=False)
+
+
+def _sized(name: str, fields: str) -> Callable[[Any], nn.Module]:
+    """What builds a network that is used as it was released, from a known size or its fields."""
+
+    def build(config: Any) -> nn.Module:
+        from hybrid.adapters.loading import resolve
+
+        module = import_module(f"hybrid.adapters.{name}")
+        kind = name.replace("_", "-")
+        model: nn.Module = module.build(resolve(config, module.CONFIGS, {}, kind, getattr(module, fields)))
+        return model
+
+    return build
+
+
 def _created(module: str, function: str = "create") -> Callable[[Any], nn.Module]:
     return lambda config: getattr(import_module(f"hybrid.adapters.{module}"), function)(config)[0]
 
@@ -240,5 +291,11 @@ BUILDERS: dict[str, Callable[[Any], nn.Module]] = {
     "chameleon-vq": partial(_taming, "chameleon-vq"),
     "movqgan": partial(_taming, "movqgan"),
     "fsq": _created("fsq"),
+    "unified": _created("unified"),
+    "randar": _sized("randar", "AnyOrderConfig"),
+    "arpg": _sized("arpg", "AnyOrderConfig"),
+    "rar": _sized("rar", "RARConfig"),
+    "maskgit-vq": _sized("maskgit_vq", "MaskGITVQConfig"),
     "t5": _flan_t5_xl,
+    "minilm": _minilm,
 }

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from hybrid.orders import priority, reveal
-from hybrid.sampling import Guidance, check_sampling, draw, guide
+from hybrid.reuse import Recall
+from hybrid.sampling import Guidance, check_sampling, draw, draw_unseen, guide, require_sound, require_uniforms
 from hybrid.schedules import counts, progress_of
 from hybrid.types import MASK, ARModel, Condition, Grid, MaskedModel
 
@@ -39,6 +40,10 @@ class Sampling:
         """Tokens and their log-probabilities."""
         return draw(logits, uniforms, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
+    def unseen(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens, and whether their logits were sound; see ``hybrid.sampling.draw_unseen``."""
+        return draw_unseen(logits, uniforms, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
 
 @dataclass(frozen=True)
 class Fill:
@@ -51,9 +56,10 @@ class Fill:
         order: which places come first (``hybrid.orders``).
         noise: Gumbel noise of the confidence order at the first pass; it fades linearly.
         sampling: how tokens are drawn.
+        reuse: passes from one reading of the known places to the next; above 1 is approximate (``hybrid.reuse``).
 
     Raises:
-        ValueError: an unknown name, fewer than 1 step, a negative noise.
+        ValueError: an unknown name, fewer than 1 step, a negative noise, a reuse below 1.
     """
 
     steps: int = 8
@@ -62,8 +68,11 @@ class Fill:
     order: str = "confidence"
     noise: float = 4.5
     sampling: Sampling = field(default_factory=Sampling)
+    reuse: int = 1
 
     def __post_init__(self) -> None:
+        if self.reuse < 1:
+            raise ValueError(f"reuse {self.reuse}: must be at least 1 (every pass reads every place)")
         # Asked here of the functions that know, so that a wrong name fails before the AR model has run.
         nothing = torch.zeros(1, 1)
         counts(self.schedule, self.steps, max(self.steps, 1), resume=self.resume)
@@ -134,7 +143,11 @@ def ar_prefix(
         callback: called after each finished row (and the last, unfinished one).
 
     Returns:
-        tokens_bn with MASK after the prefix, and the number of forward passes.
+        tokens_bn with MASK after the prefix, and the number of forward passes. Where the model has ``advance`` (feed
+        every row its next token), nothing waits for the device but the end of each row of the grid.
+
+    Raises:
+        ValueError: uniforms outside [0, 1); logits that are no numbers.
     """
     grid, batch, device = condition.grid, len(condition), uniforms_bn.device
     tokens_bn = torch.full((batch, grid.places), MASK, dtype=torch.long, device=device)
@@ -142,17 +155,25 @@ def ar_prefix(
         return tokens_bn, 0
     scales = sampling.guidance.along(grid.places, grid.width)[:length]
     guided = any(scale != 1 for scale in scales)
+    require_uniforms(uniforms_bn)
+    advance: Callable[[Tensor, Any], Tensor] | None = getattr(model, "advance", None)
+    sound_b = torch.ones(batch, dtype=torch.bool, device=device)
     logits, state = model.prefill(condition.cat(null) if guided else condition, length)
     rows = -(-length // grid.width)
     for place in range(length):
         asked = logits[:batch]
         if scales[place] != 1:
             asked = guide(asked, logits[batch:], scales[place])
-        tokens_bn[:, place], _ = sampling.tokens(asked, uniforms_bn[:, place])
+        tokens_bn[:, place], drawn_b = sampling.unseen(asked, uniforms_bn[:, place])
+        sound_b &= drawn_b
         if (place + 1) % grid.width == 0 or place + 1 == length:
+            require_sound(sound_b)
             report(callback, Step("prefix", place // grid.width + 1, rows, tokens_bn.clone(), grid))
         if place + 1 < length:
             fed = tokens_bn[:, place].repeat(2) if guided else tokens_bn[:, place]
+            if advance is not None:
+                logits = advance(fed, state)
+                continue
             places_b = torch.full((len(fed),), place, device=device)
             logits = model.decode(fed[:, None], places_b, state)[:, -1]
     return tokens_bn, length
@@ -181,6 +202,9 @@ def masked_fill(
     Returns:
         tokens_bn without MASK; origin_bn, the pass (from 1) that wrote each place or 0 where it was known; and the
         number of forward passes.
+
+    Raises:
+        ValueError: settings that do not fit the places; ``fill.reuse`` above 1 with a model that cannot recall.
     """
     grid, batch, places = condition.grid, len(condition), tokens_bn.shape[1]
     tokens_bn, origin_bn = tokens_bn.clone(), torch.zeros_like(tokens_bn)
@@ -192,6 +216,7 @@ def masked_fill(
         for unknown in unknown_b
     ]
     counts_bt = torch.tensor(plan_bt, device=tokens_bn.device)
+    look = model.logits if fill.reuse == 1 else Recall(model, fill.reuse).logits
     for index in range(fill.steps):
         progress = progress_of(index, fill.steps)
         masked_bn = tokens_bn == MASK
@@ -201,23 +226,51 @@ def masked_fill(
         # A single pass is the last one: it gets the whole scale of a ramp.
         scale = fill.sampling.guidance.at(progress if fill.steps > 1 else 1.0)
         if scale == 1:
-            logits_bmk = model.logits(tokens_bn, condition, places_bm)
+            logits_bmk = look(tokens_bn, condition, places_bm)
         else:
-            both = model.logits(tokens_bn.repeat(2, 1), condition.cat(null), places_bm.repeat(2, 1))
+            both = look(tokens_bn.repeat(2, 1), condition.cat(null), places_bm.repeat(2, 1))
             logits_bmk = guide(both[:batch], both[batch:], scale)
-        drawn_bm, log_p_bm = fill.sampling.tokens(logits_bmk, uniforms_bt2n[:, index, 0].gather(1, places_bm))
-        drawn_bn = tokens_bn.scatter(1, places_bm, drawn_bm)
-        priority_bn = priority(
-            fill.order,
-            grid=grid,
-            confidence_bn=torch.zeros(batch, places, device=log_p_bm.device).scatter(1, places_bm, log_p_bm),
-            # The random order keeps one ranking for all passes: the first pass's uniforms.
-            uniforms_bn=uniforms_bt2n[:, 0 if fill.order == "random" else index, 1],
-            noise=fill.noise,
-            progress=progress,
+        tokens_bn, chosen_bn = write_pass(
+            tokens_bn, logits_bmk, places_bm, uniforms_bt2n, counts_bt[:, index], grid, fill, index
         )
-        chosen_bn = reveal(priority_bn, masked_bn, counts_bt[:, index])
-        tokens_bn = torch.where(chosen_bn, drawn_bn, tokens_bn)
         origin_bn = torch.where(chosen_bn, index + 1, origin_bn)
         report(callback, Step("fill", index + 1, fill.steps, tokens_bn, grid))
     return tokens_bn, origin_bn, fill.steps
+
+
+def write_pass(
+    tokens_bn: Tensor,
+    logits_bmk: Tensor,
+    places_bm: Tensor,
+    uniforms_bt2n: Tensor,
+    counts_b: Tensor,
+    grid: Grid,
+    fill: Fill,
+    index: int,
+) -> tuple[Tensor, Tensor]:
+    """Draw from the logits of a masked pass and keep the tokens that the order puts first.
+
+    Args:
+        tokens_bn: the grid so far.
+        logits_bmk: after guidance, at ``places_bm``, which hold every unknown place.
+        uniforms_bt2n: as in ``masked_fill``.
+        counts_b: how many places are revealed.
+        index: of the pass, from 0.
+
+    Returns:
+        The grid with the new tokens, and True where they are.
+    """
+    drawn_bm, log_p_bm = fill.sampling.tokens(logits_bmk, uniforms_bt2n[:, index, 0].gather(1, places_bm))
+    drawn_bn = tokens_bn.scatter(1, places_bm, drawn_bm)
+    confidence_bn = torch.zeros(tokens_bn.shape, device=log_p_bm.device).scatter(1, places_bm, log_p_bm)
+    priority_bn = priority(
+        fill.order,
+        grid=grid,
+        confidence_bn=confidence_bn,
+        # The random order keeps one ranking for all passes: the first pass's uniforms.
+        uniforms_bn=uniforms_bt2n[:, 0 if fill.order == "random" else index, 1],
+        noise=fill.noise,
+        progress=progress_of(index, fill.steps),
+    )
+    chosen_bn = reveal(priority_bn, tokens_bn == MASK, counts_b)
+    return torch.where(chosen_bn, drawn_bn, tokens_bn), chosen_bn

@@ -22,6 +22,7 @@ from hybrid.align import Lossy
 from hybrid.config import DefaultsConfig
 from hybrid.convert import count_parameters, save_component
 from hybrid.dispatch import check_spread, is_spread, spread
+from hybrid.dtypes import FASTEST, AnyType, PhaseTypes, fastest_types, find_types
 from hybrid.pairing import COMPONENTS, INDEX, find_pair, pair_name, plain_card, read_pair
 from hybrid.phases import Fill, Step
 from hybrid.pictures import to_pil
@@ -30,7 +31,6 @@ from hybrid.request import (
     as_list,
     find_choice,
     find_device,
-    find_dtype,
     find_grid,
     find_inpainting,
     find_judge,
@@ -38,6 +38,7 @@ from hybrid.request import (
     find_sampling,
     find_seeds,
     find_split,
+    find_zipar,
     with_settings,
 )
 from hybrid.sampler import HybridSampler
@@ -95,7 +96,9 @@ class HybridPipeline:
         self.card = ""
         self.quantized: str | None = None
         self._compiled = False
-        self._other_dtypes: dict[torch.dtype, HybridPipeline] = {}
+        self._types: PhaseTypes | None = None
+        self._other_types: dict[PhaseTypes, HybridPipeline] = {}
+        self._measures, self._measured = False, dict[int, PhaseTypes]()
 
     # Loading and saving
 
@@ -105,7 +108,7 @@ class HybridPipeline:
         name: str | Path,
         *,
         device: str | torch.device = "cpu",
-        dtype: str | torch.dtype = "auto",
+        dtype: AnyType = "auto",
         compile: bool = False,
         overrides: dict[str, Any] | None = None,
         device_map: str | None = None,
@@ -121,7 +124,9 @@ class HybridPipeline:
         Args:
             name: an embedded pair (``emoji``, ``fashion``), a folder, a YAML file, or a shipped configuration's name.
             device: ``auto``, ``cpu``, ``cuda``, ``mps`` or a device.
-            dtype: ``auto`` (bf16 on CUDA, else fp32), ``fp32``, ``bf16``, ``fp16`` or a type.
+            dtype: ``auto`` (bf16 on CUDA, else fp32), ``fp32``, ``bf16``, ``fp16`` or a type; one for each part, as in
+                ``ar=fp32,masked=bf16,decode=fp32`` or a mapping of these; or ``fastest``, which measures the parts at
+                the first request of each number of pictures (``hybrid.dtypes``).
             compile: compile the networks with torch.compile; the first request is slow then.
             overrides: top-level fields that replace the file's.
             device_map: ``auto`` spreads the AR model's layers over all GPUs, the main memory and the disk.
@@ -141,7 +146,9 @@ class HybridPipeline:
         if choice is not None:
             dtype = choice.dtype if dtype == "auto" else dtype
             compile = compile or choice.compile
-        kept = find_dtype(dtype, where)
+        if dtype == FASTEST and (compile or quantize is not None or device_map is not None):
+            raise ValueError("dtype fastest: measures plain networks; name the types, or leave the other option out")
+        kept = find_types("auto" if dtype == FASTEST else dtype, where)
         path = find_pair(name)
         config = read_pair(path, overrides)
         if not (device_map is None and max_memory is None and offload_folder is None):
@@ -152,10 +159,15 @@ class HybridPipeline:
             spec = getattr(config, component)
             if spec is None:
                 continue
+            if component == "masked" and spec == config.ar:  # one network for both
+                parts[component], kinds[component] = parts["ar"], spec.kind
+                continue
             weights = None if spec.weights is None else resolve_weights(spec.weights, path.parent)
             first = torch.device("cpu") if component == "ar" and device_map is not None else where
-            parts[component] = load(spec.kind, weights, spec.config, device=first, dtype=kept)
+            parts[component] = load(spec.kind, weights, spec.config, device=first, dtype=kept.of(component))
             kinds[component] = spec.kind
+            if hasattr(parts[component], "prepare"):
+                parts[component].prepare()
         if device_map is not None:
             # When the others are in place, so that what is left is known.
             spread(parts["ar"], where, max_memory=max_memory, offload_folder=offload_folder)
@@ -169,6 +181,7 @@ class HybridPipeline:
             name=pair_name(path),
         )
         pipeline.kinds = kinds
+        pipeline._measures = dtype == FASTEST
         if config.text is not None:
             own = config.text.weights
             stays = None if own is None else str(resolve_weights(own, path.parent).resolve())
@@ -210,6 +223,8 @@ class HybridPipeline:
             kind = self.kinds[component]
             if component == "text":
                 index[component] = {"kind": kind, **self.text_source}
+            elif component == "masked" and module is self.ar:
+                index[component] = index["ar"]
             else:
                 spec = save_component(folder / component, kind, module, dtype=dtype)
                 index[component] = spec | {"weights": f"{component}/model.safetensors"}
@@ -221,7 +236,9 @@ class HybridPipeline:
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
     def compile(self) -> None:
-        """Compile the transformer blocks and the decoder in place (torch.compile)."""
+        """Compile the AR model's decoding step, the transformer blocks and the decoder in place (torch.compile)."""
+        if hasattr(self.ar, "compile_step"):
+            self.ar.compile_step()
         for model in (self.ar, self.masked):
             for block in getattr(model, "layers", []):
                 block.compile()
@@ -230,29 +247,50 @@ class HybridPipeline:
                 tokenizer.decoder.compile()
         self._compiled = True
 
-    def in_dtype(self, dtype: torch.dtype) -> HybridPipeline:
-        """This pairing with its image models in another type; made from the loaded weights once and kept.
+    def in_dtype(self, dtype: AnyType) -> HybridPipeline:
+        """This pairing with its image models in other types; made from the loaded weights once and kept.
 
         Raises:
-            ValueError: quantized or spread by ``device_map``.
+            ValueError: quantized or spread by ``device_map``, or two types for one network.
         """
+        types = find_types(dtype, self.device)
         if self.quantized is not None or is_spread(self.ar):
             how = "spread by device_map" if is_spread(self.ar) else "with quantized weights"
             raise ValueError(f"dtype: a model {how} keeps the type that it was loaded in")
-        self._other_dtypes.setdefault(self.dtype, self)
-        if dtype not in self._other_dtypes:
+        if self.masked is self.ar and types.ar != types.masked:
+            raise ValueError(f"dtype {types}: AR model and masked model are one network; give both one type")
+        self._other_types.setdefault(self.types, self)
+        if types not in self._other_types:
+            pool = list(self._other_types.values())
             other = copy.copy(self)
+            other._types, other._measures = types, False
             for component in ("ar", "masked", "tokenizer", "ar_tokenizer"):
-                module = getattr(self, component)
+                module = getattr(pool[0], component)
                 if isinstance(module, nn.Module):
-                    setattr(other, component, copy.deepcopy(module).to(dtype))
+                    same = [getattr(one, component) for one in pool if one.types.of(component) == types.of(component)]
+                    setattr(other, component, same[0] if same else copy.deepcopy(module).to(types.of(component)))
+            if self.masked is self.ar:
+                other.masked = other.ar
             other.sampler = HybridSampler(
                 other.ar, other.masked, other.tokenizer, ar_tokenizer=other.ar_tokenizer, lossy=self.lossy
             )
             if self._compiled:
                 other.compile()
-            self._other_dtypes[dtype] = other
-        return self._other_dtypes[dtype]
+            self._other_types[types] = other
+        return self._other_types[types]
+
+    def _asked_types(self, dtype: AnyType, prompt: str | int | Sequence[str | int], copies: int) -> PhaseTypes:
+        """What an argument means for these prompts; a measurement is kept for their number."""
+        if dtype != FASTEST:
+            return find_types(dtype, self.device)
+        if self._compiled or self.quantized is not None or is_spread(self.ar):
+            raise ValueError("dtype fastest: measures plain networks, not compiled, quantized or spread ones")
+        prompts = [entry for entry in as_list(prompt) for _ in range(copies)]
+        if not prompts:
+            return self.types
+        if len(prompts) not in self._measured:
+            self._measured[len(prompts)] = fastest_types(self, prompts)
+        return self._measured[len(prompts)]
 
     # One request
 
@@ -269,10 +307,12 @@ class HybridPipeline:
         resume: str | None = None,
         order: str | None = None,
         noise: float | None = None,
+        reuse: int | None = None,
         rounds: int | None = None,
         redraw: float | None = None,
         window: int | None = None,
         relax: float | None = None,
+        draft: str | None = None,
         guidance_scale: float | None = None,
         guidance_kind: str | None = None,
         temperature: float | None = None,
@@ -286,7 +326,8 @@ class HybridPipeline:
         seed: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
-        dtype: str | torch.dtype | None = None,
+        tile: int | None = None,
+        dtype: AnyType | None = None,
         callback_on_step_end: Callable[[HybridPipeline, int, str, dict[str, Any]], Any] | None = None,
     ) -> Generation:
         """Draw pictures.
@@ -296,14 +337,16 @@ class HybridPipeline:
             negative_prompt: what guidance moves away from, instead of the null condition.
             method: ``hybrid``, ``ar`` (fraction 1), ``masked`` (fraction 0), ``refined`` (the hybrid, then the AR model
                 says what is drawn anew), ``exact`` (the AR model's own distribution, from drafts of the masked model)
-                ``relaxed`` (the same with drafts accepted more often, see ``hybrid.verify.accept``) or ``jacobi``
-                (the AR model's distribution from its own drafts: speculative Jacobi decoding).
+                ``relaxed`` (the same with drafts accepted more often, see ``hybrid.verify.accept``), ``jacobi``
+                (the AR model's distribution from its own drafts: speculative Jacobi decoding) or ``zipar`` (the AR
+                model writes rows side by side; approximate, see ``hybrid.zipar``).
             ar_fraction: share of the tokens that the AR model writes, in [0, 1].
             ar_tokens: the same as a number of tokens.
             steps: masked passes.
-            schedule, resume, order, noise: see ``hybrid.phases.Fill``.
+            schedule, resume, order, noise, reuse: see ``hybrid.phases.Fill``.
             rounds, redraw: of ``refined``, see ``hybrid.refine.Refine``.
-            window, relax: of ``exact``, ``relaxed`` and ``jacobi``, see ``hybrid.verify.Verify``.
+            window, relax, draft: of ``exact``, ``relaxed`` and ``jacobi``, see ``hybrid.verify.Verify``; the window of
+                ``zipar`` counts columns.
             guidance_scale, guidance_kind: u + s (c − u) for both phases; 1 is none.
             temperature, top_k, top_p: for both phases; temperature 0 is argmax.
             height, width: picture size in pixels; None is the checkpoint's own.
@@ -313,7 +356,9 @@ class HybridPipeline:
                 every picture's as ``seeds``.
             generator: a CPU generator from which each picture's seed is drawn, or one for each picture.
             output_type: ``pil``, ``np`` (b, h, w, 3 in [0, 1]), ``pt`` (b, 3, h, w in [-1, 1]) or ``tokens``.
-            dtype: run the image models in another type than they were loaded in.
+            tile: decode in tiles with sides of so many pixels, for large pictures; their seams are not exact
+                (``hybrid.tiling``).
+            dtype: run the image models in other types than they were loaded in; as in ``from_pretrained``.
             callback_on_step_end: called with (pipeline, index, phase, {"step": Step}) after each AR row and masked
                 pass; returning False cancels by raising ``Cancelled``.
 
@@ -321,8 +366,10 @@ class HybridPipeline:
             ValueError: one line naming the argument, what is wrong with it and what would be right.
             Cancelled: the callback returned False.
         """
-        if dtype is not None and find_dtype(dtype, self.device) != self.dtype:
-            return self.in_dtype(find_dtype(dtype, self.device))(**_arguments(locals()))
+        if dtype is not None or self._measures:
+            types = self._asked_types(FASTEST if dtype is None else dtype, prompt, num_images_per_prompt)
+            if types != self.types:
+                return self.in_dtype(types)(**_arguments(locals()), dtype=types)
         defaults = self.defaults
         prompts = as_list(prompt)
         if not prompts:
@@ -344,8 +391,9 @@ class HybridPipeline:
             masked=self.masked is not None,
             inpainting=image is not None,
         )
-        judge = {"rounds": rounds, "redraw": redraw, "window": window, "relax": relax}
+        judge = {"rounds": rounds, "redraw": redraw, "window": window, "relax": relax, "draft": draft}
         verify, refine = find_judge(chosen, judge, defaults)
+        zipar = find_zipar(chosen, window, defaults)
         guidance = {"guidance_scale": guidance_scale, "guidance_kind": guidance_kind}
         drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         prefix = find_sampling(defaults.ar, guidance | drawing)
@@ -355,13 +403,14 @@ class HybridPipeline:
         if image is not None:
             lead = self.masked if self.masked is not None else self.ar
             own = grid or getattr(lead, "grid", None)
-            tokens, keep = find_inpainting(image, mask, own, self.tokenizer, self.dtype)
+            tokens, keep = find_inpainting(image, mask, own, self.tokenizer, self.types.decode)
         fill = Fill(
             steps=self._default_steps(grid, fraction, count, keep) if steps is None else steps,
             schedule=schedule or defaults.schedule,
             resume=resume or defaults.resume,  # type: ignore[arg-type]
             order=order or defaults.order,
             noise=defaults.noise if noise is None else noise,
+            reuse=defaults.reuse if reuse is None else reuse,
             sampling=find_sampling(defaults.masked, guidance | drawing),
         )
         started = time.perf_counter()
@@ -393,11 +442,13 @@ class HybridPipeline:
             fill=fill,
             verify=verify,
             refine=refine,
+            zipar=zipar,
             negative=negative,
             tokens=tokens,
             keep=keep,
             callback=report,
             decode=output_type != "tokens",
+            tile=defaults.tile if tile is None else tile,
         )
         settings = {
             "model": self.name,
@@ -406,7 +457,7 @@ class HybridPipeline:
             "num_images_per_prompt": num_images_per_prompt,
             "seed": seeds[0] if generator is None else None,
             "seeds": None if isinstance(seeds[0], torch.Generator) else seeds,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": self.types.name,
             **result.settings,
         }
         images = None if output_type == "tokens" else _output(result.images, output_type)
@@ -432,9 +483,16 @@ class HybridPipeline:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the models' weights."""
-        model = self.masked if self.masked is not None else self.ar
-        return next(model.parameters()).dtype if isinstance(model, nn.Module) else torch.float32
+        """Type of the masked model's weights, or of the AR model's where it is alone."""
+        return self.types.masked if self.masked is not None else self.types.ar
+
+    @property
+    def types(self) -> PhaseTypes:
+        """Types of the models' and the tokenizer's weights; a missing model has the other's."""
+        if self._types is not None:
+            return self._types
+        ar, masked = (self.masked if self.ar is None else self.ar), (self.ar if self.masked is None else self.masked)
+        return PhaseTypes(*(_type_of(module) for module in (ar, masked, self.tokenizer)))
 
     def encode(self, prompts: Sequence[str | int], argument: str = "prompt") -> Prompts:
         """Prompts as what the models' ``condition`` takes: embeddings of captions, class labels, or the captions.
@@ -454,7 +512,13 @@ class HybridPipeline:
 
 def _arguments(scope: dict[str, Any]) -> dict[str, Any]:
     """A call's arguments from its locals, to make the same call on another pipeline."""
-    return {name: value for name, value in scope.items() if name not in ("self", "dtype")}
+    return {name: value for name, value in scope.items() if name not in ("self", "dtype", "types")}
+
+
+def _type_of(module: Any) -> torch.dtype:
+    """Type of a network's weights; what has none counts as float32."""
+    weight = next(module.parameters(), None) if isinstance(module, nn.Module) else None
+    return torch.float32 if weight is None else weight.dtype
 
 
 def _output(images_bchw: Tensor, output_type: str) -> list[Image.Image] | Any:

@@ -166,7 +166,8 @@ def sample_cost(model: Any, task: str, grid: Grid) -> tuple[int, int, int]:
         return grid.places, 6 * sum(products for products, _ in convolutions(model, grid)), 0
     condition = condition_tokens(model)
     length = condition + grid.places - (task == "ar")  # the last token predicts nothing
-    weights = linear_weights(model.layers) * length + model.output.weight.numel() * grid.places
+    heads = [model.output, model.output_masked] if task == "unified" else [model.output]
+    weights = linear_weights(model.layers) * length + sum(head.weight.numel() for head in heads) * grid.places
     if model.classes is None:
         weights += linear_weights(model.cls_embedding) * condition
     return length, 6 * weights, 12 * len(model.layers) * model.output.in_features * length**2

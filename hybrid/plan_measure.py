@@ -19,6 +19,7 @@ from hybrid.config import TrainConfig
 from hybrid.optimization import Average, optimizers
 from hybrid.plan import find_grids, sample_cost
 from hybrid.tasks_build import build_model
+from hybrid.tasks_unified import cut_loss
 from hybrid.types import MASK, Grid
 
 MASKED_SHARE = 0.64
@@ -26,6 +27,9 @@ MASKED_SHARE = 0.64
 
 PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices whose product stands for what a device can do."""
+
+SECONDS = 20.0
+"""Time after which nothing is run once more: on a CPU a step of a large model takes many seconds."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,9 @@ class Measured:
 
 
 def measure(config: TrainConfig, *, batch: int, steps: int = 5) -> Measured:
-    """Train a fresh model for one step to warm up and ``steps`` timed ones.
+    """Train a fresh model for one step to warm up and ``steps`` timed ones, or as many as begin in ``SECONDS``.
+
+    On a CPU nothing is compiled, as that takes minutes longer than the steps.
 
     Args:
         config: the run; of several grids the middle one is timed.
@@ -73,9 +79,10 @@ def measure(config: TrainConfig, *, batch: int, steps: int = 5) -> Measured:
     tokens, *flops = sample_cost(model, config.task, grid)
     step = training_step(config, model, made_up_loss(config, model, grid, batch))
     step()
-    seconds = median(timed(step, device) for _ in range(steps))
+    seconds = median(times(step, device, steps))
+    processor = f"CPU, {torch.get_num_threads()} threads{', not compiled' if config.loop.compile else ''}"
     return Measured(
-        device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        device=torch.cuda.get_device_name() if device.type == "cuda" else processor,
         batch=batch,
         grid=grid,
         seconds=seconds,
@@ -109,15 +116,20 @@ def made_up_loss(config: TrainConfig, model: Any, grid: Grid, batch: int) -> Cal
         prompts = (torch.randn(shape), torch.ones(shape[:2], dtype=torch.bool))
     condition = model.condition(prompts, grid)
     masked = torch.rand(tokens.shape, device=device) < MASKED_SHARE
+    half = torch.full((batch,), grid.places // 2, device=device)
 
     def prediction(tokens: Tensor) -> Tensor:
         if config.task == "ar":
             return losses.next_token_loss(model(tokens, condition), tokens)
+        if config.task == "unified":
+            rest = torch.arange(grid.places, device=device) >= half[:, None]
+            return cut_loss(model, tokens, condition, half, masked & rest)[0]
         counted = masked if config.loss_on == "masked" else torch.ones_like(masked)
         logits = model(tokens.masked_fill(masked, MASK), condition)
         return losses.masked_loss(logits, tokens, counted, config.label_smoothing)[0]
 
-    compute = torch.compile(prediction, dynamic=False) if config.loop.compile else prediction
+    compiled = config.loop.compile and device.type == "cuda"
+    compute = torch.compile(prediction, dynamic=False) if compiled else prediction
     return lambda: compute(tokens)
 
 
@@ -147,7 +159,15 @@ def product_speed(device: torch.device, dtype: torch.dtype, tries: int = 5) -> f
     side = PRODUCT_SIDE[device.type]
     one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     one @ other
-    return 2 * side**3 / min(timed(lambda: one @ other, device) for _ in range(tries))
+    return 2 * side**3 / min(times(lambda: one @ other, device, tries))
+
+
+def times(work: Callable[[], Any], device: torch.device, most: int) -> list[float]:
+    """Seconds of ``most`` runs of a piece of work, or of as many as begin in ``SECONDS``: one at least."""
+    found = [timed(work, device)]
+    while len(found) < most and sum(found) < SECONDS:
+        found.append(timed(work, device))
+    return found
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:

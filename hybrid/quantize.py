@@ -1,4 +1,6 @@
-"""Weight-only int8 and int4 through torchao, accepted only where the outputs stay what they were.
+"""Weight-only int8 and int4, accepted only where the outputs stay what they were.
+
+On a CPU int8 is ``few_rows.Int8Linear``; on a graphics card both are torchao's.
 
 The linear layers of the transformer blocks are quantized, nothing else: embeddings, norms, heads and tokenizers keep
 their type. Speed on some machines comes with wrong outputs, so each model is asked the same before and after, and
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hybrid.few_rows import Int8Linear
 from hybrid.types import MASK
 
 if TYPE_CHECKING:
@@ -64,7 +67,7 @@ def quantize_blocks(pipeline: HybridPipeline, scheme: str) -> dict[str, Agreemen
     found: dict[str, Agreement] = {}
     for component in ("ar", "masked"):
         model = getattr(pipeline, component)
-        if model is None:
+        if model is None or (component == "masked" and model is pipeline.ar):
             continue
         before = probe(pipeline, model)
         replace_weights(model, scheme)
@@ -78,7 +81,8 @@ def replace_weights(model: Any, scheme: str) -> None:
     """Quantize the linear layers of a model's blocks.
 
     Raises:
-        ValueError: no torchao, a model without blocks, or int4 of another type, device or width than its kernels take.
+        ValueError: a model without blocks, no torchao where it is needed, or int4 of another type, device or width than
+            its kernels take.
     """
     layers = getattr(model, "layers", None)
     if not isinstance(layers, nn.Module):
@@ -91,6 +95,12 @@ def replace_weights(model: Any, scheme: str) -> None:
     uneven = [part.in_features for part in linear if part.in_features % GROUP]
     if scheme == "int4" and uneven:
         raise ValueError(f"quantize int4: {uneven[0]} inputs are no multiple of {GROUP}; use int8")
+    if scheme == "int8" and weight.device.type == "cpu":
+        for parent in list(layers.modules()):
+            for name, part in list(parent.named_children()):
+                if isinstance(part, nn.Linear):
+                    setattr(parent, name, Int8Linear(part))
+        return
     try:
         from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
     except ImportError:

@@ -23,13 +23,18 @@ from hybrid.refine import Refine
 from hybrid.sampling import Guidance
 from hybrid.types import Grid
 from hybrid.verify import Verify
+from hybrid.zipar import ZipAR
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICES = ("cpu", "cuda", "mps")
-METHODS = {"hybrid": None, "ar": 1.0, "masked": 0.0, "refined": None, "exact": 1.0, "relaxed": 1.0, "jacobi": 1.0}
+METHODS: dict[str, float | None] = {
+    **dict.fromkeys(("hybrid", "refined")),
+    "masked": 0.0,
+    **dict.fromkeys(("ar", "exact", "relaxed", "jacobi", "zipar"), 1.0),
+}
 """The AR fraction that a method stands for: None where it is the request's own. ``refined`` is the hybrid with
 ``hybrid.refine`` after it; ``exact`` and ``relaxed`` have the AR model judge the masked model's drafts, ``jacobi``
-its own (``hybrid.verify``)."""
+its own (``hybrid.verify``); ``zipar`` has it write rows side by side (``hybrid.zipar``)."""
 
 SEEDS = 2**63
 """Seeds are below this."""
@@ -143,7 +148,7 @@ def find_split(
     fixed = METHODS[chosen]
     if fixed is not None and (tokens is not None or fraction not in (None, fixed)):
         raise ValueError(f"method {chosen} fixes the AR fraction at {fixed:g}; drop one of the two")
-    if method is not None and method not in ("ar", "masked", "jacobi"):
+    if method is not None and method not in ("ar", "masked", "jacobi", "zipar"):
         if not (ar and masked):
             have, lack = ("ar", "masked model") if ar else ("masked", "AR model")
             raise ValueError(f"method {method}: there is no {lack}; use method {have}")
@@ -157,10 +162,11 @@ def find_split(
 JUDGE = {
     "refined": ("rounds", "redraw"),
     "exact": ("window",),
-    "relaxed": ("window", "relax"),
+    "relaxed": ("window", "relax", "draft"),
     "jacobi": ("window",),
+    "zipar": ("window",),
 }
-"""Settings of the methods in which the AR model judges."""
+"""Settings of the methods in which the AR model judges, or writes rows side by side."""
 
 
 def find_judge(method: str, given: Mapping[str, Any], defaults: DefaultsConfig) -> tuple[Verify | None, Refine | None]:
@@ -168,7 +174,8 @@ def find_judge(method: str, given: Mapping[str, Any], defaults: DefaultsConfig) 
 
     Args:
         method: as ``find_split`` found it.
-        given: ``rounds``, ``redraw``, ``window`` and ``relax`` as the request says them, None where it does not.
+        given: ``rounds``, ``redraw``, ``window``, ``relax`` and ``draft`` as the request says them, None where it does
+            not.
         defaults: what counts where it says nothing.
 
     Raises:
@@ -182,7 +189,20 @@ def find_judge(method: str, given: Mapping[str, Any], defaults: DefaultsConfig) 
     told = {name: getattr(defaults, name) if given[name] is None else given[name] for name in known}
     if method == "refined":
         return None, Refine(**told)
-    return (Verify(**told, draft="jacobi" if method == "jacobi" else "masked") if known else None), None
+    if method == "zipar":
+        return None, None
+    if method == "jacobi":
+        told["draft"] = "jacobi"
+    return (Verify(**told) if known else None), None
+
+
+def find_zipar(method: str, window: int | None, defaults: DefaultsConfig) -> ZipAR | None:
+    """How rows are written side by side, where the method has it so. The default window is zipar's own, or what the
+    defaults say where they are zipar's."""
+    if method != "zipar":
+        return None
+    own = defaults.window if defaults.method == "zipar" else None
+    return ZipAR(own if window is None else window)
 
 
 def find_choice(auto: str | Path | None, quality: float | None, max_ms: float | None) -> Choice | None:
@@ -234,15 +254,17 @@ def as_defaults(settings: Mapping[str, Any], defaults: DefaultsConfig) -> Defaul
     if verify is not None:
         strict = "jacobi" if verify["draft"] == "jacobi" else "exact"
         fields |= {"method": "relaxed" if verify["relax"] else strict, "window": verify["window"]}
-        fields |= {"relax": verify["relax"]} if verify["relax"] else {}
+        fields |= {name: verify[name] for name in ("relax", "draft")} if verify["relax"] else {}
     if refine is not None:
         fields |= {"method": "refined", "rounds": refine["rounds"], "redraw": refine["redraw"]}
-    fields["ar_fraction"] = fraction
+    if settings["zipar"] is not None:
+        fields |= {"method": "zipar", "window": settings["zipar"]["window"]}
+    fields["ar_fraction"], fields["tile"] = fraction, settings["tile"]
     if settings["prefix"] is not None:
         fields["ar"] = _phase(settings["prefix"])
     if fill is not None:
         fields["masked"] = _phase(fill["sampling"])
-        fields |= {key: fill[key] for key in ("steps", "schedule", "resume", "order", "noise")}
+        fields |= {key: fill[key] for key in ("steps", "schedule", "resume", "order", "noise", "reuse")}
     return DefaultsConfig.model_validate(fields)
 
 

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybrid import tiling
 from hybrid.align import Alignment, Lossy, align
+from hybrid.handoff import Handoff, is_shared
 from hybrid.phases import Callback, Fill, Sampling, ar_prefix, masked_fill
+from hybrid.prepare import Ready, device_of, prepare, translate
 from hybrid.refine import Refine, refine_tokens
-from hybrid.sampling import uniforms
-from hybrid.schedules import counts
-from hybrid.transcode import carry_over, same_picture, whole_rows
 from hybrid.types import (
     FROM_AR,
     FROM_INPUT,
@@ -40,6 +40,7 @@ from hybrid.types import (
     require_no_mask,
 )
 from hybrid.verify import Verify, exact_generate
+from hybrid.zipar import ZipAR, zipar_prefix
 
 
 class Clock:
@@ -51,11 +52,12 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        start = self._now()
+        start = self.now()
         yield
-        self.seconds[name] += self._now() - start
+        self.seconds[name] += self.now() - start
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds, when the device has done all that it was told."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -112,11 +114,13 @@ class HybridSampler:
         fill: Fill | None = None,
         verify: Verify | None = None,
         refine: Refine | None = None,
+        zipar: ZipAR | None = None,
         negative: Prompts | None = None,
         tokens: Tensor | None = None,
         keep: Tensor | None = None,
         callback: Callback | None = None,
         decode: bool = True,
+        tile: int | None = None,
     ) -> Generation:
         """Draw one image for each prompt.
 
@@ -131,53 +135,47 @@ class HybridSampler:
             fill: how the masked phase runs.
             verify: the AR model writes all tokens, judging the masked model's drafts (``hybrid.verify``).
             refine: after the fill, the tokens that the AR model finds least likely are drawn anew (``hybrid.refine``).
+            zipar: the AR model writes rows side by side (``hybrid.zipar``); excludes ``verify``.
             negative: prompts that stand in for the null condition in guidance.
             tokens: (b, n) or (n,) given tokens for in-painting, in the masked model's codes.
             keep: (b, n) or (n,) True where a given token stays.
             callback: called with a ``Step`` after each AR row and masked pass; returning False cancels.
             decode: make images (b, 3, h, w) in [-1, 1]; otherwise only tokens.
+            tile: decode in tiles with sides of so many pixels (``hybrid.tiling``).
 
         Raises:
             ValueError: settings that contradict each other or the models.
             Cancelled: the callback returned False.
         """
         prefix, fill = prefix or Sampling(), fill or Fill()
-        generators = [
-            seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds
-        ]
-        # The masked model's own grid counts, in the baselines too; where one is given, pure AR asks it for nothing.
-        drafted = verify is not None and verify.draft == "masked"
-        pure_ar = self.masked is None or (ar_fraction == 1 and grid is not None and not drafted)
-        lead: Any = self.ar if pure_ar and self.ar is not None else self.masked
-        device = _device_of(lead, self.tokenizer)
+        if verify is not None and zipar is not None:
+            raise ValueError("give verify or zipar, not both")
+        if tile is not None:
+            tiling.check_tile(self.tokenizer, tile)
+        device = device_of(self.masked if self.masked is not None else self.ar, self.tokenizer)
         clock, passes = Clock(device), dict.fromkeys(PHASES, 0)
         lossy = None
-
         with clock.phase("condition"):
-            asked, null = _condition(lead, prompts, negative, grid, len(generators))
-            shape, batch = asked.grid, len(asked)
-            ar_shape = self._ar_grid(shape) if lead is self.masked else shape
-            length = self._prefix_length(ar_fraction, ar_tokens, ar_shape, inpainting=tokens is not None)
-            only_ar = length == ar_shape.places
-            if only_ar:
-                shape = ar_shape
-            else:
-                length, known = self._whole_rows(length, ar_shape, shape, exactly=ar_tokens is not None)
-            self._check_judge(verify, refine, only_ar=only_ar)
-            if length and not only_ar:
-                counts(fill.schedule, fill.steps, shape.places, known, fill.resume)  # raises before the prefix runs
-                fill.sampling.guidance.at(1)  # so does a kind that only an AR model can have
-            noise_bn = uniforms(generators, (ar_shape.places,)).to(device)
-            noise_bt2n = uniforms(generators, (0 if only_ar else fill.steps, 2, shape.places)).to(device)
-            again = 0 if refine is None else refine.rounds * refine.steps
-            noise_brt2n = uniforms(generators, (again, 2, shape.places)).to(device)
-            codes_bn = _given(tokens, keep, batch, shape, len(self.tokenizer.codebook_kd), device)
-            given_bn = codes_bn != MASK
-            ar_asked, ar_null = asked, null
-            if (length or refine) and lead is not self.ar:
-                ar_asked, ar_null = _condition(self.ar, prompts, negative, ar_shape, batch)
+            ready = prepare(
+                self,
+                prompts,
+                seeds=seeds,
+                grid=grid,
+                ar_fraction=ar_fraction,
+                ar_tokens=ar_tokens,
+                fill=fill,
+                verify=verify,
+                refine=refine,
+                negative=negative,
+                tokens=tokens,
+                keep=keep,
+            )
+        asked, null, ar_asked, ar_null = ready.asked, ready.null, ready.ar_asked, ready.ar_null
+        length, only_ar, codes_bn = ready.length, ready.only_ar, ready.codes_bn
+        given_bn = codes_bn != MASK
 
         origin_bn = torch.full_like(codes_bn, FROM_AR)
+        handoff: Handoff | None = None
         if verify is not None:
             assert self.ar is not None
             found = exact_generate(
@@ -187,7 +185,7 @@ class HybridSampler:
                 ar_null,
                 asked,
                 null,
-                generators=generators,
+                generators=ready.generators,
                 prefix=prefix,
                 draft=fill.sampling,
                 verify=verify,
@@ -197,19 +195,31 @@ class HybridSampler:
             )
             codes_bn, origin_bn = found.tokens_bn, found.origin_bn
             passes["verify"], passes["draft"] = found.passes["ar"], found.passes["masked"]
-        elif length:
+        elif length and zipar is not None:
             assert self.ar is not None
             with clock.phase("prefix"):
-                codes_bn, passes["prefix"] = ar_prefix(self.ar, ar_asked, ar_null, length, noise_bn, prefix, callback)
+                codes_bn, passes["prefix"] = zipar_prefix(
+                    self.ar, ar_asked, ar_null, length, ready.noise_bn, prefix, zipar, callback
+                )
+            lossy = zipar.lossy(ready.ar_grid)
+        elif length:
+            assert self.ar is not None
+            handoff = Handoff(self.ar) if is_shared(self.ar, self.masked) else None
+            writer: Any = self.ar if handoff is None else handoff
+            with clock.phase("prefix"):
+                codes_bn, passes["prefix"] = ar_prefix(
+                    writer, ar_asked, ar_null, length, ready.noise_bn, prefix, callback
+                )
         if not only_ar:
             assert self.masked is not None
             if length and self.alignment is not None:
                 with clock.phase("align"):
-                    codes_bn, lossy = self._translate(codes_bn, length, ar_shape, shape), self.alignment.lossy
+                    codes_bn, lossy = translate(self, codes_bn, ready), self.alignment.lossy or lossy
             origin_bn = torch.full_like(codes_bn, FROM_AR)
             with clock.phase("fill"):
+                filler = self.masked if handoff is None else handoff.masked(length)
                 codes_bn, pass_bn, passes["fill"] = masked_fill(
-                    self.masked, asked, null, codes_bn, noise_bt2n, fill, callback
+                    filler, asked, null, codes_bn, ready.noise_bt2n, fill, callback
                 )
             origin_bn = torch.where(pass_bn > 0, pass_bn, origin_bn)
             if refine is not None:
@@ -223,7 +233,7 @@ class HybridSampler:
                     null,
                     codes_bn,
                     pass_bn > 0,
-                    noise_brt2n,
+                    ready.noise_brt2n,
                     prefix=prefix,
                     fill=fill,
                     refine=refine,
@@ -239,120 +249,31 @@ class HybridSampler:
         if decode:
             with clock.phase("decode"):
                 decoder = self.ar_tokenizer if only_ar else self.tokenizer
-                images = decoder.decode(codes_bn, shape).float()
+                images = tiling.decode(decoder, codes_bn, ready.grid, tile=tile).float()
                 passes["decode"] = 1
-        settings = {
-            "ar_tokens": length,
-            "ar_fraction": length / ar_shape.places,
-            "grid": [shape.height, shape.width],
-            "prefix": asdict(prefix) if length or refine else None,
-            "fill": None if only_ar and not drafted else asdict(fill),
-            "verify": None if verify is None else asdict(verify),
-            "refine": None if refine is None else asdict(refine),
-        }
-        return Generation(images, codes_bn, origin_bn, shape, Phases(clock.seconds, passes), settings, lossy)
-
-    @property
-    def _through_pixels(self) -> bool:
-        return self.alignment is not None and self.alignment.kind == "pixels"
-
-    def _ar_grid(self, grid: Grid) -> Grid:
-        """The AR model's grid of a picture that has ``grid`` in the masked model's tokens."""
-        if not self._through_pixels:
-            return grid
-        return same_picture(grid, self.tokenizer.factor, self.ar_tokenizer.factor)  # type: ignore[attr-defined]
-
-    def _whole_rows(self, length: int, ar_grid: Grid, grid: Grid, *, exactly: bool) -> tuple[int, int]:
-        """The prefix length that can be carried over, and how many places of the masked model's grid it fills."""
-        if not self._through_pixels:
-            return length, length
-        factors = self.ar_tokenizer.factor, self.tokenizer.factor  # type: ignore[attr-defined]
-        whole = whole_rows(length, ar_grid, *factors)
-        if exactly and whole != length:
-            raise ValueError(f"ar_tokens {length}: transcoding carries whole rows only; use {whole} or ar_fraction")
-        return whole, whole // ar_grid.width * factors[0] // factors[1] * grid.width
-
-    def _translate(self, codes_bn: Tensor, length: int, ar_grid: Grid, grid: Grid) -> Tensor:
-        """The AR model's tokens as the masked model's."""
-        assert self.alignment is not None
-        if not self._through_pixels:
-            return self.alignment.translate(codes_bn)
-        return carry_over(
-            codes_bn,
-            length,
-            source=self.ar_tokenizer,
-            source_grid=ar_grid,
-            target=self.tokenizer,
-            target_grid=grid,
-        )
-
-    def _check_judge(self, verify: Verify | None, refine: Refine | None, *, only_ar: bool) -> None:
-        """Raise where the AR model cannot judge."""
-        if verify is not None and not (only_ar and self.ar is not None):
-            raise ValueError("verification writes all tokens with the AR model: use ar_fraction 1")
-        if verify is not None and refine is not None:
-            raise ValueError("give verify or refine, not both")
-        if refine is not None and (only_ar or self.ar is None):
-            raise ValueError("refinement needs an AR model and a masked phase: use an ar_fraction below 1")
-
-    def _prefix_length(self, fraction: float | None, tokens: int | None, grid: Grid, *, inpainting: bool) -> int:
-        """Tokens of the AR prefix, checked against the models at hand."""
-        if fraction is not None and tokens is not None:
-            raise ValueError("give ar_fraction or ar_tokens, not both")
-        if inpainting and self.masked is None:
-            raise ValueError("in-painting runs in the masked phase, and there is no masked model")
-        if inpainting and (fraction or tokens):
-            raise ValueError("in-painting runs in the masked phase: use ar_fraction 0")
-        if fraction is None and tokens is None:
-            default = 0.25 if self.ar is not None else 0.0
-            fraction = 1.0 if self.masked is None else 0.0 if inpainting else default
-        if tokens is None:
-            assert fraction is not None
-            if not 0 <= fraction <= 1:
-                raise ValueError(f"ar_fraction {fraction:g}: must be in [0, 1]")
-            tokens = round(fraction * grid.places)
-        if not 0 <= tokens <= grid.places:
-            raise ValueError(f"ar_tokens {tokens}: must be 0..{grid.places} for a {grid} grid")
-        if tokens and self.ar is None:
-            raise ValueError("there is no AR model: use ar_fraction 0")
-        if tokens < grid.places and self.masked is None:
-            raise ValueError("there is no masked model: use ar_fraction 1")
-        return tokens
+        settings = settings_of(ready, prefix, fill, verify, refine, zipar, tile)
+        return Generation(images, codes_bn, origin_bn, ready.grid, Phases(clock.seconds, passes), settings, lossy)
 
 
-def _device_of(model: Any, tokenizer: ImageTokenizer) -> torch.device:
-    """Where a model computes; fakes without parameters compute where the codebook is."""
-    device = getattr(model, "device", None)
-    return device if isinstance(device, torch.device) else tokenizer.codebook_kd.device
-
-
-def _condition(
-    model: Any, prompts: Prompts, negative: Prompts | None, grid: Grid | None, batch: int
-) -> tuple[Any, Any]:
-    """What a model is asked for, and what guidance moves away from."""
-    asked = model.condition(prompts, grid)
-    if len(asked) != batch:
-        raise ValueError(f"{len(asked)} prompts but {batch} seeds")
-    null = asked.null() if negative is None else model.condition(negative, asked.grid)
-    if len(null) != batch:
-        raise ValueError(f"{len(null)} negative prompts but {batch} prompts; give one for each")
-    return asked, null
-
-
-def _given(
-    tokens: Tensor | None, keep: Tensor | None, batch: int, grid: Grid, codes: int, device: torch.device
-) -> Tensor:
-    """Tokens_bn that stay, MASK where one is to be drawn."""
-    if (tokens is None) != (keep is None):
-        raise ValueError("in-painting takes tokens and keep together")
-    if tokens is None or keep is None:
-        return torch.full((batch, grid.places), MASK, dtype=torch.long, device=device)
-    for name, value in (("tokens", tokens), ("keep", keep)):
-        if value.shape not in ((grid.places,), (batch, grid.places)):
-            raise ValueError(f"{name}: expected ({grid.places},) or ({batch}, {grid.places}), got {tuple(value.shape)}")
-    tokens, keep = tokens.to(device, torch.long), keep.to(device).bool()
-    if bool((keep & (tokens == MASK)).any()):
-        raise ValueError("keep marks places whose token is not known")
-    if bool((keep & ((tokens < 0) | (tokens >= codes))).any()):
-        raise ValueError(f"tokens: codes must be 0..{codes - 1}")
-    return torch.where(keep, tokens, MASK).expand(batch, grid.places)
+def settings_of(
+    ready: Ready,
+    prefix: Sampling,
+    fill: Fill,
+    verify: Verify | None = None,
+    refine: Refine | None = None,
+    zipar: ZipAR | None = None,
+    tile: int | None = None,
+) -> dict[str, Any]:
+    """What a request was drawn with; None for what took no part."""
+    drafted = verify is not None and verify.draft == "masked"
+    return {
+        "ar_tokens": ready.length,
+        "ar_fraction": ready.length / ready.ar_grid.places,
+        "grid": [ready.grid.height, ready.grid.width],
+        "prefix": asdict(prefix) if ready.length or refine else None,
+        "fill": None if ready.only_ar and not drafted else asdict(fill),
+        "verify": None if verify is None else asdict(verify),
+        "refine": None if refine is None else asdict(refine),
+        "zipar": None if zipar is None else {"window": zipar.columns(ready.ar_grid)},
+        "tile": tile,
+    }

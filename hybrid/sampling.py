@@ -161,7 +161,7 @@ def filter_logits(
         raise ValueError("temperature 0: is argmax and needs no filters; call draw")
     logits = logits.float() / temperature
     if top_k and top_k < logits.shape[-1]:
-        lowest = logits.topk(top_k, dim=-1).values[..., -1:]
+        lowest = logits.topk(top_k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
         logits = logits.masked_fill(logits < lowest, -math.inf)
     if top_p is not None and top_p < 1:
         descending, codes = logits.sort(dim=-1, descending=True, stable=True)
@@ -206,20 +206,54 @@ def draw(
     check_sampling(temperature, top_k, top_p)
     if uniforms.shape != logits.shape[:-1]:
         raise ValueError(f"uniforms: expected {tuple(logits.shape[:-1])}, got {tuple(uniforms.shape)}")
+    require_uniforms(uniforms)
+    require_sound(torch.isfinite(logits.amax(-1)))
+    tokens, logits = _pick(logits, uniforms, temperature, top_k, top_p)
+    return tokens, logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+
+
+def draw_unseen(
+    logits: Tensor,
+    uniforms: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The tokens of ``draw``, without waiting for the device that computes them.
+
+    The caller looks at the uniforms first (``require_uniforms``), and later at what is returned beside the tokens
+    (``require_sound``): False where the logits are broken. The token is 0 there, so that it can be fed till then.
+    """
+    sound = torch.isfinite(logits.amax(-1))
+    tokens, _ = _pick(logits, uniforms, temperature, top_k, top_p)
+    return tokens.where(sound, 0), sound
+
+
+def require_uniforms(uniforms: Tensor) -> None:
+    """Raise ValueError where uniforms are outside [0, 1)."""
     if not ((uniforms >= 0) & (uniforms < 1)).all():
         raise ValueError("uniforms: must be at least 0 and below 1")
+
+
+def require_sound(sound: Tensor) -> None:
+    """Raise ValueError where logits were broken."""
+    if not sound.all():
+        raise ValueError("logits: hold NaN, +inf or nothing but -inf; the model or its weights are broken")
+
+
+def _pick(
+    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | None, top_p: float | None
+) -> tuple[Tensor, Tensor]:
+    """Tokens, and the logits that they were drawn from."""
     # Contiguous, because softmax takes another route, with other rounding, through a strided view.
     logits = logits.float().contiguous()
-    if not torch.isfinite(logits.amax(-1)).all():
-        raise ValueError("logits: hold NaN, +inf or nothing but -inf; the model or its weights are broken")
     if temperature == 0:
-        tokens = logits.argmax(-1)
-    else:
-        logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-        reached = _weights(logits).cumsum(-1)
-        target = fraction_of(reached[..., -1], uniforms.to(logits.device))
-        tokens = torch.searchsorted(reached, target[..., None], right=True)[..., 0]
-    return tokens, logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        return logits.argmax(-1), logits
+    logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    reached = _weights(logits).cumsum(-1)
+    target = fraction_of(reached[..., -1], uniforms.to(logits.device))
+    return torch.searchsorted(reached, target[..., None], right=True)[..., 0], logits
 
 
 def uniforms(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:

@@ -23,6 +23,7 @@ from hybrid.data.folder import DataError, DataFolder, default_folder
 from hybrid.data.shard_text import TextFormat
 from hybrid.data.shards import CodeShards, identity, is_shards, parse_grid
 from hybrid.tasks import ARTask, MaskedTask
+from hybrid.tasks_unified import UnifiedTask
 from hybrid.tokenizer_build import build_tokenizer_task
 from hybrid.training import Task
 
@@ -47,6 +48,7 @@ TRAINABLE = {
     "tokenizer": {"fsq": "fsq:create", "llamagen-vq": "vq:create_llamagen_vq"},
     "ar": {"llamagen": "llamagen:create"},
     "masked": {"maskgil": "maskgil:create"},
+    "unified": {"unified": "unified:create"},
 }
 """The adapters that each task trains, and what makes a fresh model of each."""
 
@@ -119,6 +121,8 @@ def _build(config: TrainConfig, data: Path, tokenizer: Path | None, source: str)
     }
     if config.task == "ar":
         return ARTask(model, coded.buckets, **common)
+    if config.task == "unified":
+        return UnifiedTask(model, coded.buckets, prefix_share=config.prefix_share, **common)
     return MaskedTask(
         model,
         coded.buckets,

@@ -183,7 +183,8 @@ class Generation:
         grid: the token grid.
         phases: seconds and forward passes per phase.
         settings: everything needed to repeat the request.
-        lossy: how alignment between two codebooks changed the prefix, or None where it is exact.
+        lossy: how alignment between two codebooks, or a local window, changed what the AR model wrote, or None where it
+            is exact.
     """
 
     images: Any

@@ -103,6 +103,10 @@ def accept(
     min(q, p / (1 - relax)), residual mass falls only where q < p and fills it at most up to p. Codes that p excludes
     stay excluded, and with p one-hot (temperature 0) nothing is loosened.
 
+    The share of drafts that is accepted grows by exactly the total variation that is given up. No rule does better: the
+    share is at most 1 - TV(q, emitted) <= 1 - TV(q, p) + TV(emitted, p). Pooling the mass of near codes (LANTERN, arXiv
+    2410.03355; GSD) was held against it: ``benchmarks/judge_pool.py`` and its results.
+
     Args:
         p_bwk: the AR model's probabilities at each place of the window, given the draft before it.
         q_bwk: the probabilities from which each draft token was drawn, independently; ignored where there is none.

@@ -18,6 +18,7 @@ def test_drafts_that_always_fit_are_all_accepted_and_those_that_never_do_are_not
     wrong = measure(HybridPipeline(FakeTokenizer(), ar=always_ar(3), masked=always_masked(4)), [0, 1])
     for name in ("exact", "relaxed 0.3", "relaxed 0.6"):
         assert right[name]["accepted"] == 1 and right[name]["accepted_by_row"] == [1.0] * 4
+        assert right[name]["accepted_by_column"] == [1.0] * 4 and wrong[name]["accepted_by_column"] == [0.0] * 4
         assert right[name]["ar_passes"] == 2 and right[name]["masked_passes"] == 1
         assert wrong[name]["accepted"] == 0 and wrong[name]["ar_passes"] == 16
     assert right["jacobi"] | {"seconds": 0} == wrong["jacobi"] | {"seconds": 0}

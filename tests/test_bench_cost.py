@@ -78,6 +78,14 @@ def test_peak_memory_sees_an_allocation() -> None:
     assert large.bytes - small.bytes > 0.9 * 2**27 and "resident set" in large.how
 
 
+@pytest.mark.gpu
+def test_peak_memory_on_cuda() -> None:
+    with machine.PeakMemory(torch.device("cuda")) as peak:
+        before = torch.cuda.memory_allocated()
+        torch.ones(2**20, device="cuda")
+    assert peak.bytes - before >= 2**22 and peak.how == "torch.cuda.max_memory_allocated"
+
+
 def test_limits_count_what_they_move(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "best_of", lambda run, device, tries=7: (run(), 0.5)[1])
     monkeypatch.setattr(machine, "MATRIX", {"cpu": 8})

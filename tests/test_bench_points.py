@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hybrid.benchmarks.points import Point, check_sweep, read_sweep
+from hybrid.benchmarks.points import NOT_SWEPT, FidConfig, Point, arguments, check_sweep, read_sweep
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LEAST: dict[str, Any] = {"pair": "fashion", "data_set": "fashion", "points": [{"method": "masked"}]}
@@ -49,10 +49,52 @@ def test_baseline_paths() -> None:
     ]  # fmt: skip
 
 
+def test_baseline_settings_to_choose_from() -> None:
+    """Each by the first path; the chosen one takes all paths, and its point in the list is no other point then."""
+    found = sweep(
+        baseline={"guidance_scale": [1.5, 2.0], "dtype": ["fp32", "bf16"]},
+        points=[{"method": "masked"}, {"method": "ar", "guidance_scale": [1.5, 2.0], "dtype": "fp32"}],
+    )
+    assert [point.label for point in found.candidates] == [
+        "ar, guidance scale 1.5, fp32", "ar, guidance scale 2.0, fp32",
+    ]  # fmt: skip
+    assert found.baselines[0] == found.candidates[0] and found.others[1] == found.candidates[1]
+    chosen = found.choose(found.candidates[1])
+    assert [point.label for point in chosen.baselines] == [
+        "ar, guidance scale 2.0, fp32", "ar, guidance scale 2.0, bf16",
+    ]  # fmt: skip
+    assert chosen.others[1] == found.candidates[0]
+    assert sweep(baseline={"dtype": ["fp32", "bf16"]}).candidates == ()
+
+
+def test_a_point_takes_whatever_the_pipeline_knows() -> None:
+    import inspect
+
+    from hybrid.pipeline import HybridPipeline
+    from hybrid.request import METHODS
+
+    parameters = inspect.signature(HybridPipeline.__call__).parameters
+    assert set(arguments()) - {"compile"} == set(parameters) - NOT_SWEPT
+    found = sweep(points=[{"method": list(METHODS), "window": 4}]).others
+    assert [point.method for point in found] == list(METHODS)
+    assert found[0].label == "hybrid, window 4" and found[0].request() == {"method": "hybrid", "window": 4}
+
+
+def test_fid_is_a_word_or_its_fields() -> None:
+    assert sweep(fid=True).config.fid == FidConfig() and sweep(fid=False).config.fid is None
+    assert sweep(fid={"clip": "c.pt"}).config.fid == FidConfig(clip="c.pt")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"baseline": {"temperature": [0.9, 1.0]}}, "s.yaml: baseline: only dtype and compile may be lists"),
+        (
+            {"baseline": {"temperature": [0.9, 1.0]}, "data_set": None, "prompts": [0]},
+            "s.yaml: baseline: choosing among 2 settings needs a data_set",
+        ),
+        ({"data_set": None, "prompts": [0], "fid": True}, "s.yaml: fid: needs a data_set to compare with"),
+        ({"fid": {"inceptions": "x"}}, "s.yaml: unknown key 'fid.inceptions'; did you mean 'inception'?"),
+        ({"choice_pictures": 63}, "s.yaml: choice_pictures: Input should be greater than or equal to 64"),
         ({"baseline": {"method": "hybrid"}}, "s.yaml: baseline.method: must be ar"),
         ({"points": [{"method": "ar", "step": 4}]}, "s.yaml: points.0: unknown setting 'step'; did you mean 'steps'?"),
         ({"points": [{"method": "ar"}, {"steps": 4}]}, "s.yaml: points.1: give its method"),

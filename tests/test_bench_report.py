@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hybrid.benchmarks import cli
 from hybrid.benchmarks.differences import compare, difference
-from hybrid.benchmarks.plots import front
+from hybrid.benchmarks.plots import ROOM, _number, draw, front
 from hybrid.benchmarks.report import make_report
 from hybrid.benchmarks.times import limit_shares, speedup_of, times_of
 from hybrid.recommend import read_report, recommend
@@ -165,12 +166,51 @@ def test_shares_of_the_limits() -> None:
     assert found == {"bandwidth_share": (30 + 80) / 2 / 100, "compute_share": 800 / 1000}
 
 
+def test_speedup_over_the_fastest_exact_way() -> None:
+    """A method that draws from the AR model's distribution, and faster, is what the last column is over."""
+    rows = raw({"AR": (1.0, 4.0, 0.9), "jacobi": (0.5, 4.0, 0.9), "masked": (0.2, 5.0, 0.8)})
+    rows["sweep"]["points"][1]["method"] = "jacobi"
+    assert make_report(rows)["rows"][2]["speedup_over_exact"] == pytest.approx(2.5)
+    found = make_report(rows)
+    assert found["baseline"]["fastest_exact"] == {"1": {"label": "jacobi", "speedup": pytest.approx(2.0)}}
+    # With another temperature it is another distribution.
+    rows["rows"]["jacobi"]["shown"]["settings"]["prefix"] = {"temperature": 0.5}
+    found = make_report(rows)
+    assert found["rows"][2]["speedup_over_exact"] == pytest.approx(5.0)
+
+
 def test_the_front_holds_what_nothing_beats() -> None:
     rows = [
         {"speedup": s, "frechet": f, "fidelity": q} for s, f, q in ((1, 1, 1), (2, 3, 0.5), (3, 2, 0.8), (4, 9, 0.1))
     ]
     assert [row["speedup"] for row in front(rows, "frechet")] == [1, 3, 4]
     assert [row["speedup"] for row in front(rows, "fidelity")] == [1, 3, 4]
+
+
+def test_pictures_of_a_report(tmp_path: Path) -> None:
+    """All that have something to show, at page width, whatever the methods are called."""
+    pytest.importorskip("matplotlib")
+    rows = raw({"AR": (1.0, 4.0, 0.9), "a": (0.5, 4.1, 0.9), "b": (0.4, 4.2, 0.9), "new": (0.2, 5.0, 0.8)})
+    for name, fraction, steps in (("a", 0.25, 4), ("b", 0.25, 8)):
+        rows["rows"][name]["shown"]["settings"] |= {"ar_fraction": fraction, "fill": {"steps": steps}}
+    rows["sweep"]["points"][3]["method"] = "novel"
+    rows["rows"]["new"]["speed"]["batches"][0]["own"][0]["phases"] = {"dream": 0.2}
+    made = draw(make_report(rows), tmp_path)
+    assert set(made) == {"pareto", "phases", "quality"}
+    for path in made.values():
+        with Image.open(path) as picture:
+            assert picture.width == 1300
+
+
+def test_numbers_keep_clear_of_each_other() -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axes = figure.subplots()
+    axes.set_xlim(0, 2)
+    axes.set_ylim(0, 2)
+    _number(axes, {1: (1, 1), 2: (1, 1), 3: (1.01, 1), 4: (0.2, 0.2)})
+    centres = [np.asarray(text.xyann) + axes.transData.transform(text.xy) * 72 / figure.dpi for text in axes.texts]
+    apart = [np.linalg.norm(one - other) for place, one in enumerate(centres) for other in centres[:place]]
+    assert [text.get_text() for text in axes.texts] == ["4", "1", "2", "3"] and min(apart) >= ROOM - 0.1
 
 
 # Comparison

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from bench_scene import FIELDS, Coarse, runner, tiny_sweep, write_scene
 
-from hybrid.benchmarks import cli, machine, sweep
+from hybrid.benchmarks import cli, machine, point_judge, sweep
+from hybrid.benchmarks.inception import inception_score
 from hybrid.benchmarks.publish import publish
 from hybrid.benchmarks.report import make_report, read_raw
 from hybrid.benchmarks.statistics import frechet_distance
+from hybrid.pipeline import HybridPipeline
 
 SLOW_LABEL, BAD_LABEL = "hybrid, 50 % AR, 2 steps, order raster", "masked, 4 steps, order halton"
 
@@ -103,7 +105,6 @@ def test_fidelity_is_of_the_pictures(swept: tuple[Path, dict[str, Any]], scene: 
     """The Fréchet distance in the report is that of the pictures that the pipeline draws, by another way."""
     from hybrid.benchmarks.statistics import fit_components
     from hybrid.data.folder import DataFolder
-    from hybrid.pipeline import HybridPipeline
 
     _, report = swept
     folder = DataFolder.open(scene[1])
@@ -180,6 +181,98 @@ def test_the_fastest_ar_path_is_the_baseline(scene: tuple[Path, Path], tmp_path:
         turn["seconds"] = 0.5
     path.write_text(json.dumps(row))
     assert (run._fastest(1), run._fastest(2)) == (second, first)
+
+
+def test_the_best_setting_is_the_baseline(scene: tuple[Path, Path], tmp_path: Path) -> None:
+    """The data are the AR model's own pictures at temperature 1, so that it is best there; a kill loses one setting."""
+    changes: dict[str, Any] = {"baseline": {"temperature": [0.3, 1.0], "top_k": [2, None]}}
+    chosen = tiny_sweep(*scene, points=FIELDS["points"][:1], **changes)
+    run, jobs = runner(chosen, tmp_path / "out"), []
+    for what, _, _ in run.jobs(["fidelity"]):
+        jobs.append(what)
+        if len(jobs) == 3:
+            break
+    assert [what.split(":")[0] for what in jobs] == ["choice"] * 3 and run.sweep.baselines == chosen.baselines
+    run = runner(chosen, tmp_path / "out")
+    jobs = [what for what, _, _ in run.jobs(["fidelity"])]
+    assert [what.split(":")[0] for what in jobs] == ["choice"] * 2 + ["shown"] * 2 + ["fidelity"] * 2 + ["done"]
+    report = publish(tmp_path / "out")
+    assert report["baseline"]["settings"] == {"method": "ar", "temperature": 1.0, "top_k": None}
+    choice = report["baseline"]["choice"]
+    assert [one["chosen"] for one in choice].count(True) == 1 and len(choice) == 4
+    assert min(choice, key=lambda one: one["frechet"])["chosen"] and {one["pictures"] for one in choice} == {80}
+    assert whole(report, report["baseline"]["label"])["frechet_over_ar"] == 1.0
+    assert "Choice of the AR baseline" in (tmp_path / "out" / "report.md").read_text()
+    # A later runner knows the choice from the files.
+    assert runner(chosen, tmp_path / "out").sweep.baselines == run.sweep.baselines
+    with pytest.raises(ValueError, match="holds a sweep with another candidates; use another --out"):
+        runner(tiny_sweep(*scene, baseline={"temperature": [0.3, 1.0]}), tmp_path / "out")
+
+
+def test_inception_figures_of_points(scene: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FID is the Fréchet distance of the network's features of the drawn pictures; a second run sees none anew."""
+    seen: list[int] = []
+
+    class Colours(Coarse):
+        name, sha256 = "mean colours", "c0105c0105"
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def __call__(self, images: Any) -> Any:
+            seen.append(len(images))
+            return images.mean((1, 2)).astype(np.float32)
+
+        def logits(self, features: Any) -> Any:
+            return features / 50
+
+    monkeypatch.setattr(point_judge, "InceptionNetwork", Colours)
+    chosen = tiny_sweep(*scene, fid=True, points=FIELDS["points"][2:])
+    out = tmp_path / "out"
+    jobs = [what.split(":")[0] for what, _, _ in runner(chosen, out).jobs(["fid"])]
+    assert jobs == ["shown"] * 2 + ["fid"] * 2 + ["done"]
+    list(runner(chosen, out).jobs(["speed"]))
+    report = publish(out)
+    row = whole(report, "ar")
+    pixels = np.load(next(scene[1].glob("images.npy")))[100:190, 0]
+    labels = [place % 3 for place in range(100, 180)]
+    drawn = np.stack(HybridPipeline.from_pretrained(scene[0])(labels, method="ar", seed=0, output_type="pil").images)
+    features = [images.mean((1, 2)).astype(np.float32) for images in (drawn, pixels)]
+    assert row["fid"] == pytest.approx(frechet_distance(*features), rel=1e-5) and row["clip_score"] is None
+    assert row["inception_score"] == pytest.approx(inception_score(features[0] / 50)[0], rel=1e-5)
+    assert whole(report, BAD_LABEL)["fid"] > 3 * row["fid"]
+    assert report["header"]["fid_network"] == "mean colours"
+    assert "Inception and CLIP" in (out / "report.md").read_text()
+    before = len(seen)
+    list(runner(chosen, out).jobs(["fid"], again=True))
+    assert len(seen) == before
+    with pytest.raises(ValueError, match="CLIP score: the data set fashion was drawn from classes, not captions"):
+        list(runner(tiny_sweep(*scene, fid={"clip": "c.pt"}), tmp_path / "clip").jobs(["fid"]))
+
+
+def test_without_inception_weights_one_line(
+    scene: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+
+    monkeypatch.setattr(sweep, "FeatureNetwork", Coarse)
+    config = tmp_path / "sweep.yaml"
+    fields = {**FIELDS, "pair": str(scene[0]), "data": str(scene[1]), "fid": {"inception": str(tmp_path / "none")}}
+    config.write_text(yaml.safe_dump(fields))
+    assert cli.main(["run", str(config), "--out", str(tmp_path / "out"), "--only", "fid"]) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if not line[0].isdigit()]
+    assert len(told) == 1 and f"FID: no Inception weights at {tmp_path / 'none'}; put weights-inception-" in told[0]
+
+
+def test_a_compiled_point(scene: tuple[Path, Path], tmp_path: Path) -> None:
+    """It is drawn by a compiled pipeline, and said to be compiled."""
+    points = [{"method": "masked", "steps": 2, "compile": True}]
+    speed = {"batch_sizes": [1], "repeats": 3}
+    chosen = tiny_sweep(*scene, data_set=None, prompts=[0], points=points, speed=speed)
+    run = runner(chosen, tmp_path / "out")
+    list(run.jobs())
+    row = whole(publish(tmp_path / "out"), "masked, 2 steps, compiled")
+    assert row["compile"] and row["median"] == 0.25 and row["peak_memory_bytes"] > 0
+    assert run._pipeline(chosen.others[0])._compiled and not run._pipeline(chosen.baselines[0])._compiled
 
 
 def test_report_files(swept: tuple[Path, dict[str, Any]]) -> None:

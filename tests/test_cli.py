@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from hybrid import HybridPipeline, __version__, cli, cli_draw
 from hybrid.cli_options import parser
+from hybrid.dtypes import CANDIDATES, PhaseTypes
 from hybrid.orders import ORDERS
 from hybrid.picture_files import KEY, plan_files, read_settings, slug, write_picture
 from hybrid.schedules import RESUMES, SCHEDULES
@@ -75,6 +77,34 @@ def test_one_picture_is_named_after_its_prompt_and_a_table_tells_about_it(run: R
     assert lines[-1] == "ankle-boot.png"
     expected = HybridPipeline.from_pretrained(folder)("ankle boot", seed=3).images[0]
     assert pixels("ankle-boot.png") == expected.tobytes()
+
+
+def test_approximations_and_types_are_kept_in_the_picture(run: Run) -> None:
+    options = ("--reuse", 2, "--tile", 16, "--height", 24, "--width", 24, "--dtype", "masked=bf16")
+    assert run("bag", "--seed", 3, *options, "-o", "one.png", "--quiet")[0] == 0
+    kept = read_settings(Path("one.png"))
+    assert (kept.drawing.reuse, kept.drawing.tile, kept.dtype) == (2, 16, "ar=fp32,masked=bf16,decode=fp32")
+    code, out, _ = run("--from", "one.png", "-o", "two.png", "--json")
+    assert code == 0 and json.loads(out)["repeated"] is True
+    assert pixels("two.png") == pixels("one.png")
+
+    code, out, _ = run("bag", "--seed", 3, "--method", "zipar", "--window", 2)
+    assert code == 0 and "lossy: the AR model's rows are written side by side, each 2 of 4 columns ahead" in out
+    code, out, _ = run("--from", "bag.png", "-o", "again.png", "--json")
+    assert code == 0 and json.loads(out)["repeated"] is True and pixels("again.png") == pixels("bag.png")
+
+    assert run("bag", "--method", "zipar", "--window", 5)[::2] == (
+        2,
+        "hybrid-generate: window 5: a 4x4 grid has 4 columns; use at most as many\n",
+    )
+    assert run("bag", "--tile", 15)[::2] == (
+        2,
+        "hybrid-generate: tile 15: must be a multiple of 2 pixels, from 16\n",
+    )
+    code, out, _ = run("bag", "--seed", 3, "--dtype", "fastest", "-o", "fast.png", "--json")
+    assert code == 0 and json.loads(out)["settings"]["dtype"] in {
+        str(PhaseTypes(*kinds)) for kinds in product(CANDIDATES, repeat=3)
+    }
 
 
 def test_names_are_never_reused_unless_given(run: Run) -> None:
@@ -280,7 +310,7 @@ def test_pictures_without_settings_cannot_be_repeated(run: Run, tmp_path: Path) 
         ("bag --repeats 2", "--repeats: counts the runs of --compare"),
         ("bag --compare --method ar", "--compare draws by every method; leave --method out"),
         ("bag --methods exact", "--methods: names what --compare draws by; add it, or use --method"),
-        ("bag --compare --methods ar,eksact", "--methods: 'eksact' is none of ar, jacobi, exact, relaxed, refined"),
+        ("bag --compare --methods ar,eksact", "--methods: 'eksact' is none of ar, jacobi, exact, relaxed, zipar"),
         ("bag --method exact --relax 0.2", "relax: belongs to method relaxed, not exact"),
         ("bag --compare -n 17", "--compare draws all 17 pictures at once; give fewer, or --batch 17"),
     ],

@@ -56,4 +56,6 @@ def test_memorisation_by_planted_copies() -> None:
     assert memorisation.closeness(real, real)["below_first_percentile"] <= 0.01
     pictures = generator.integers(0, 256, (10, 8, 8, 3)).astype(np.uint8)
     page = np.asarray(memorisation.closest_pairs(pictures, pictures[::-1][..., :1], found, count=4))
-    assert np.array_equal(page[:8, :8], pictures[3]) and np.array_equal(page[10:18, :8, 0], pictures[6][..., 0])
+    left, top, side, gap = memorisation.LABEL, memorisation.GAP, memorisation.SIDE, memorisation.GAP
+    one, other = (page[y : y + side, left : left + side][:: side // 8, :: side // 8] for y in (top, top + side + gap))
+    assert np.array_equal(one, pictures[3]) and np.array_equal(other[..., 0], pictures[6][..., 0])

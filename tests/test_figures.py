@@ -16,7 +16,7 @@ from pairs import CLASSES, class_pair, text_pair
 from tiny_emoji import drawings
 
 from hybrid.benchmarks import artist as artist_module
-from hybrid.benchmarks import classifier, cli, fashion, figures
+from hybrid.benchmarks import best_ar, classifier, cli, fashion, figures
 from hybrid.benchmarks.artist import Artist, Method, pair_weights
 from hybrid.checkpoint import sha256
 from hybrid.data.folder import DataFolder, create_images, write_records
@@ -106,6 +106,31 @@ def test_fashion_figures_say_what_they_are(made: tuple[Path, dict[str, Any], Coa
     assert content["ar_accuracy_share"] == pytest.approx(ar["accuracy"] / content["details"]["real_accuracy"])
     assert ar["pictures"] == PICTURES and ar["settings"]["ar_fraction"] == 1
     assert content["methods"]["masked16"]["settings"]["steps"] == 16
+
+
+def test_the_ar_model_is_at_its_best(made: tuple[Path, dict[str, Any], Coarse], class_folder: Path) -> None:
+    choice, ar = made[1]["details"]["ar_choice"], made[1]["methods"]["ar"]
+    defaults = HybridPipeline.from_pretrained(class_folder).defaults
+    assert [one["settings"] for one in choice["tried"]] == best_ar.grid(defaults)
+    assert len({tuple(one["settings"].items()) for one in choice["tried"]}) == 9  # 3 · 3, the pair's own among them
+    best = min(choice["tried"], key=lambda one: one["frechet"])
+    assert choice["settings"] == best["settings"] and choice["pictures"] == PICTURES
+    # As many pictures as are compared, so that the figure is the very same.
+    assert ar["frechet"] == best["frechet"]
+    assert ar["settings"].get("options", {}) == best["settings"]
+
+
+def test_a_known_ar_setting_is_not_looked_for(
+    made: tuple[Path, dict[str, Any], Coarse], clothes: Path, class_folder: Path, judge: Any, tmp_path: Path
+) -> None:
+    known = {"guidance_scale": 2.0, "temperature": 0.5}
+    _, content = figures.make_figures(
+        "fashion", pair=class_folder, data=clothes, pictures=PICTURES, network=Coarse(), out=tmp_path / "f.json",
+        options={"classifier": judge, "ar": known},
+    )  # fmt: skip
+    assert content["details"]["ar_choice"] == {"settings": known, "pictures": PICTURES, "tried": []}
+    tried = {tuple(one["settings"].items()): one["frechet"] for one in made[1]["details"]["ar_choice"]["tried"]}
+    assert content["ar_frechet"] == tried[tuple(known.items())]
 
 
 def test_a_second_run_draws_nothing_and_gives_the_same_digits(
@@ -211,7 +236,7 @@ def test_emoji_figures_have_every_name(drawn_emoji: Path, tmp_path: Path) -> Non
         pictures=PICTURES,
         out=out,
         network=Coarse(),
-        options={"encoder": pipe.text, "sets": ["noto", "twemoji"], "views": 2},
+        options={"encoder": pipe.text, "sets": ["noto", "twemoji"], "views": 2, "ar": {}},
     )
     named = {"tokenizer_psnr_db", "tokenizer_codes_used", "ar_retrieval_share", "ar_heldout_retrieval_share"}
     for method in ("hybrid25", "hybrid50", "masked"):
@@ -243,6 +268,8 @@ def test_emoji_figures_have_every_name(drawn_emoji: Path, tmp_path: Path) -> Non
         (["fashion", "--data", "EMOJI"], "no picture has split 'test'"),
         (["emoji", "--pictures", "80"], "its pictures have no concept groups; --data must name an emoji folder"),
         (["emoji", "--threads", "0"], "--threads 0: must be at least 1"),
+        (["fashion", "--ar", "{"], "--ar: not JSON"),
+        (["fashion", "--ar", '{"top_k": 1}'], '--ar {"top_k": 1}: give guidance_scale and temperature, or {}'),
     ],
 )
 def test_mistakes_are_one_line(

@@ -43,7 +43,9 @@ def test_two_figures_of_200_seeds_fall_inside_the_interval(pair: str, tmp_path: 
     content = shipped(pair)
     if not default_folder(pair).is_dir():
         pytest.skip(f"no data; build it with: hybrid-data {pair}")
-    again = make_figures(pair, pictures=FEW, seed=content["seed"], out=tmp_path / "figures.json")[1]
+    ar = content["details"].get("ar_choice", {"settings": {}})["settings"]
+    options = {"ar": ar}
+    again = make_figures(pair, pictures=FEW, seed=content["seed"], out=tmp_path / "figures.json", options=options)[1]
     for name in FIGURES[pair]:
         low, high = content["intervals_200"][name]
         assert low <= again[name] <= high, name

@@ -209,7 +209,7 @@ def test_wrong_places_and_tokens_are_refused() -> None:
 def test_wrong_prompts_and_grids_are_refused() -> None:
     ids = golden()["prompt_0"]
     wrong: list[tuple[Any, Grid | None, str]] = [
-        (["a cat"], WIDE, r"captions need the vocabulary: set text_tokenizer \(tokenizer\.json\), or pass token ids"),
+        (["a cat"], WIDE, rf"{PATH.parent}: no tokenizer\.json, which captions need; put the model's own there"),
         ([3], WIDE, r"prompt 3: lumina takes a caption or a 1-D tensor of token ids"),
         (ids, WIDE, r"prompt \(\) torch\.int64: lumina takes a caption or a 1-D tensor of token ids"),
         (
@@ -227,6 +227,8 @@ def test_wrong_prompts_and_grids_are_refused() -> None:
     for prompts, grid, message in wrong:
         with pytest.raises(ValueError, match=rf"^{message}$"):
             net().condition(prompts, grid)
+    with pytest.raises(ValueError, match=r"^captions need the vocabulary: set text_tokenizer \(tokenizer\.json\), or"):
+        load("lumina", weights(), config()).condition(["a cat"], WIDE)
     with pytest.raises(ValueError, match=r"^grids 4x6 and 6x2 cannot share a batch$"):
         both().cat(both(Grid(6, 2)))
 

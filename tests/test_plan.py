@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from hybrid.plan import (
     sample_cost,
     work_out,
 )
-from hybrid.plan_measure import Measured, made_up_loss, measure
+from hybrid.plan_measure import Measured, made_up_loss, measure, times
 from hybrid.tasks_build import build_model
 from hybrid.train_cli import main
 from hybrid.types import Grid
@@ -209,6 +210,19 @@ def test_measuring_trains_a_step_after_another(kind: str, monkeypatch: pytest.Mo
     tokens, *flops = sample_cost(meta_model(config), kind, Grid(4, 4))
     assert (found.seconds, found.samples_per_s, found.tokens_per_s) == (1, 3, 3 * tokens)
     assert found.flops_per_s == 3 * sum(flops) and found.product_flops_per_s == 2 * 8**3
+
+
+def test_slow_steps_are_timed_less_often_and_a_cpu_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = count(0, 8)
+    monkeypatch.setattr("hybrid.plan_measure.time.perf_counter", lambda: float(next(ticks)))
+    done: list[int] = []
+    assert times(lambda: done.append(1), torch.device("cpu"), 5) == [8, 8, 8] and len(done) == 3
+    monkeypatch.setattr("hybrid.plan_measure.SECONDS", 5)
+    assert times(lambda: None, torch.device("cpu"), 5) == [8]
+    monkeypatch.setattr("hybrid.plan_measure.PRODUCT_SIDE", {"cpu": 8})
+    monkeypatch.setattr(torch, "compile", None)
+    found = measure(tiny.config("masked", loop={"compile": True}, plan={"grids": [[4, 4]]}), batch=1)
+    assert found.device.endswith(", not compiled")
 
 
 # The command.

@@ -1,4 +1,4 @@
-"""Integer weights: what is measured before they are accepted, with a torchao whose rounding is known."""
+"""Integer weights: what is measured before they are accepted, with a rounding that is known."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from torch import nn
 
 from hybrid import HybridPipeline
 from hybrid.cli import main
+from hybrid.few_rows import Int8Linear
 from hybrid.picture_files import read_settings
-from hybrid.quantize import TOLERANCES, Agreement, check, compare, quantize_blocks
+from hybrid.quantize import TOLERANCES, Agreement, check, compare, quantize_blocks, replace_weights
 
 Change = Callable[[torch.Tensor], torch.Tensor]
+LAYERS = 10  # two models of one block, which has five linear layers
 
 
 def to_int8(weight: torch.Tensor) -> torch.Tensor:
@@ -27,20 +29,17 @@ def to_int8(weight: torch.Tensor) -> torch.Tensor:
     return (weight / scale).round() * scale
 
 
-def install(patch: pytest.MonkeyPatch, change: Change) -> list[nn.Module]:
-    """A torchao that changes the weights of linear layers; the list tells which modules it was given."""
-    given: list[nn.Module] = []
+def install(patch: pytest.MonkeyPatch, change: Change) -> list[nn.Linear]:
+    """Int8 layers that change the weights so; the list tells which layers were replaced."""
+    given: list[nn.Linear] = []
 
-    def quantize_(module: nn.Module, config: str) -> None:
-        assert config == "int8"
-        given.append(module)
-        for part in module.modules():
-            if isinstance(part, nn.Linear):
-                part.weight = nn.Parameter(change(part.weight.detach()), requires_grad=False)
+    def changed(linear: nn.Linear) -> nn.Linear:
+        given.append(linear)
+        made = nn.Linear(linear.in_features, linear.out_features, bias=False)
+        made.weight = nn.Parameter(change(linear.weight.detach()), requires_grad=False)
+        return made
 
-    fake = ModuleType("torchao.quantization")
-    vars(fake).update(quantize_=quantize_, Int8WeightOnlyConfig=lambda: "int8", Int4WeightOnlyConfig=None)
-    patch.setitem(sys.modules, "torchao.quantization", fake)
+    patch.setattr("hybrid.quantize.Int8Linear", changed)
     return given
 
 
@@ -70,7 +69,7 @@ def test_blocks_alone_are_quantized_and_agree(monkeypatch: pytest.MonkeyPatch) -
         heads = [model.output.weight.clone() for model in (made.ar, made.masked)]
         blocks = [model.layers[0].attention.wo.weight.clone() for model in (made.ar, made.masked)]
         found = quantize_blocks(made, "int8")
-        assert given == [made.ar.layers, made.masked.layers] and made.quantized == "int8"
+        assert len(given) == LAYERS and made.quantized == "int8"
         assert all(0.999 < value.cosine < 1 and value.argmax >= 0.9 for value in found.values())
         assert all(map(torch.equal, heads, [made.ar.output.weight, made.masked.output.weight]))
         assert not any(
@@ -105,9 +104,11 @@ def test_the_command_quantizes_and_repeats_it(tmp_path: Path, monkeypatch: pytes
     out = tmp_path / "a.png"
     asked = ["Bag", "--config", str(tmp_path / "pair"), "--quiet", "--seed", "1", "-o", str(out)]
     assert main([*asked, "--quantize", "int8"]) == 0
-    assert read_settings(out).quantize == "int8" and len(given) == 2
+    assert read_settings(out).quantize == "int8" and len(given) == LAYERS
     assert main(["--from", str(out), "-o", str(tmp_path / "b.png"), "--quiet"]) == 0
-    assert read_settings(tmp_path / "b.png").tokens_sha256 == read_settings(out).tokens_sha256 and len(given) == 4
+    assert (
+        read_settings(tmp_path / "b.png").tokens_sha256 == read_settings(out).tokens_sha256 and len(given) == 2 * LAYERS
+    )
 
 
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -115,16 +116,32 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     for scheme, message in (
         ("int3", r"quantize 'int3': use int8 or int4"),
-        ("int8", r"quantize int8: needs torchao \(pip install 'hybrid-imagegen\[quant\]'\)"),
         ("int4", r"quantize int4: needs bfloat16 on CUDA, got float32 on cpu; use int8"),
     ):
         with pytest.raises(ValueError, match=rf"^{message}$"):
             HybridPipeline.from_pretrained(tmp_path, quantize=scheme)
+    with pytest.raises(ValueError, match=r"^quantize int8: needs torchao \(pip install 'hybrid-imagegen\[quant\]'\)$"):
+        replace_weights(class_pair().ar.to("meta"), "int8")  # any device but the CPU
     assert main(["Bag", "--config", str(tmp_path), "--quantize", "int3", "-o", str(tmp_path / "a.png")]) == 2
     assert capsys.readouterr().err == "hybrid-generate: quantize 'int3': use int8 or int4\n"
 
 
-def test_torchao_itself_agrees() -> None:
-    pytest.importorskip("torchao")
-    found = quantize_blocks(class_pair(), "int8")
-    assert all(value.cosine > 0.999 for value in found.values())
+def test_int8_itself_agrees_and_draws() -> None:
+    for made in (class_pair(), text_pair(), class_pair().in_dtype(torch.bfloat16)):
+        found = quantize_blocks(made, "int8")
+        assert all(value.cosine > 0.999 for value in found.values())
+        assert (
+            sum(isinstance(part, Int8Linear) for model in (made.ar, made.masked) for part in model.modules()) == LAYERS
+        )
+        assert made([1, 2] if made.text is None else ["a hat", "a cat"], seed=0).tokens.shape == (2, 16)
+
+
+def test_torchao_is_given_the_blocks_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[nn.Module, str]] = []
+    fake = ModuleType("torchao.quantization")
+    told = {"quantize_": lambda *call: given.append(call), "Int8WeightOnlyConfig": lambda: "int8"}
+    vars(fake).update(told, Int4WeightOnlyConfig=None)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", fake)
+    model = class_pair().ar.to("meta")
+    replace_weights(model, "int8")
+    assert given == [(model.layers, "int8")]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hybrid.adapters import load
+from hybrid.align import align
 from hybrid.types import MASK, Grid, ImageTokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -175,3 +176,17 @@ def test_a_file_without_one_of_its_parts_is_refused_in_one_line(kind: str, part:
     state = {key: tensor for key, tensor in bare_weights(kind).items() if not key.startswith(part)}
     with pytest.raises(ValueError, match=r"^weights in memory: (missing|has no) [^\n]+$"):
         load(kind, state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_preparing_for_inference_changes_the_layout_and_nothing_else(kind: str) -> None:
+    plain, prepared = golden(kind)[0], golden(kind)[0]
+    prepared.prepare()
+    images, grid = golden(kind)[1]["image"], Grid(*golden(kind)[1]["codes"].shape[1:])
+    tokens = plain.encode(images)
+    assert torch.equal(prepared.encode(images), tokens)
+    torch.testing.assert_close(prepared.decode(tokens, grid), plain.decode(tokens, grid), rtol=0, atol=1e-5)
+    assert prepared.last_layer.is_contiguous(memory_format=torch.channels_last)
+    assert align(plain, prepared).kind == "identity"
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(prepared.state_dict()[name], tensor)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hybrid.data.extract import Plan
     from hybrid.types import Grid
 
-TOKENIZERS = ("llamagen-vq", "chameleon-vq", "movqgan", "fsq")
+TOKENIZERS = ("llamagen-vq", "chameleon-vq", "movqgan", "maskgit-vq", "fsq")
 SOURCES = """a folder of pictures (class sub-folders, NAME.txt captions, or a metadata.jsonl with file_name and text),
 WebDataset .tar files or a folder of them, a folder that datasets' save_to_disk wrote, or hf://NAME of the hub"""
 

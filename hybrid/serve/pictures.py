@@ -12,9 +12,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hybrid import __version__
+from hybrid.dtypes import find_types
 from hybrid.picture_files import KEY, PictureSettings
 from hybrid.pictures import to_pil
-from hybrid.request import DTYPES, as_defaults
+from hybrid.request import as_defaults
 from hybrid.types import MASK, Generation, fill_unknown
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def finished_png(pipe: HybridPipeline, pair: str, result: Generation, place: int
             height=picture.height,
             width=picture.width,
             drawing=as_defaults(told, pipe.defaults),
-            dtype=next(name for name, dtype in DTYPES.items() if dtype == pipe.dtype),
+            dtype=str(find_types(told["dtype"], pipe.device)),
             device=pipe.device.type,
             tokens_sha256=hashlib.sha256(tokens.tobytes()).hexdigest(),
         )

@@ -1,0 +1,343 @@
+"""Continuous batching against each request drawn alone: equal pictures, shared passes, who waits, who leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fakes import (
+    FakeAR,
+    FakeState,
+    FakeTokenizer,
+    conditional_ar,
+    conditional_masked,
+    neighbour_masked,
+    table_ar,
+)
+from pairs import class_pair, text_pair
+from torch import Tensor
+
+from hybrid.batching import Batcher
+from hybrid.phases import Fill, Sampling, Step
+from hybrid.sampler import HybridSampler
+from hybrid.sampling import Guidance
+from hybrid.tickets import Ticket
+from hybrid.types import MASK, Generation, Grid
+from hybrid.verify import Verify
+from hybrid.zipar import ZipAR
+
+
+class SlotFakeState(FakeState):
+    """A ``SlotState``: every row is copied as a whole."""
+
+    def first(self, filled_b: Tensor) -> SlotFakeState:
+        rows = len(filled_b)
+        labels = type(self.condition)(self.condition.labels_b[:rows], self.condition.grid)
+        return SlotFakeState(labels, self.tokens_bn[:rows], filled_b)
+
+    def copy_row(self, row: int, other: FakeState, source: int) -> None:
+        self.condition.labels_b[row] = other.condition.labels_b[source]
+        width = other.tokens_bn.shape[1]
+        self.tokens_bn[row, :width] = other.tokens_bn[source]
+
+
+class SlotAR(FakeAR):
+    """A ``FakeAR`` that keeps slots; notes how many rows were in use at once."""
+
+    def slots(self, rows: int, grid: Grid, capacity: int) -> SlotFakeState:
+        self.rows = rows
+        condition = self.condition([0] * rows, grid)
+        return SlotFakeState(condition, torch.full((rows, capacity), MASK), torch.zeros(rows, dtype=torch.long))
+
+
+def slots(model: FakeAR) -> SlotAR:
+    return SlotAR(model.rule, model.codebook_size, model.grid)
+
+
+def fake_sampler(ar: Any = None, masked: Any = None) -> HybridSampler:
+    return HybridSampler(ar or table_ar(), masked or neighbour_masked(), FakeTokenizer())
+
+
+MIXED: list[dict[str, Any]] = [
+    {"prompts": [1], "seeds": [5], "ar_tokens": 3, "fill": Fill(steps=2)},
+    {
+        "prompts": [2, 3],
+        "seeds": [6, 7],
+        "ar_tokens": 9,
+        "prefix": Sampling(temperature=0.5, top_k=4),
+        "fill": Fill(steps=4),
+    },
+    {"prompts": [4], "seeds": [8], "ar_fraction": 1.0, "prefix": Sampling(Guidance(3.0), top_p=0.9)},
+    {"prompts": [5], "seeds": [9], "ar_fraction": 0.0, "fill": Fill(steps=5, order="halton", schedule="cosine")},
+    {"prompts": [6], "seeds": [10], "ar_tokens": 5, "fill": Fill(steps=3, sampling=Sampling(Guidance(2.0, "linear")))},
+    {"prompts": [7], "seeds": [11], "ar_tokens": 1, "fill": Fill(steps=4, order="random"), "negative": [2]},
+    {"prompts": [1], "seeds": [12], "ar_tokens": 2, "fill": Fill(steps=14, resume="continue")},
+    {"prompts": [3], "seeds": [13], "grid": Grid(2, 5), "ar_tokens": 4, "fill": Fill(steps=3)},
+    {"prompts": [3], "seeds": [14], "grid": Grid(5, 2), "prefix": Sampling(Guidance(4.5, "interval", 0.2, 0.7))},
+    {
+        "prompts": [2],
+        "seeds": [15],
+        "tokens": torch.arange(16),
+        "keep": torch.arange(16) % 3 == 0,
+        "fill": Fill(steps=3),
+    },
+    {"prompts": [2], "seeds": [16], "tokens": torch.arange(16), "keep": torch.ones(16), "fill": Fill(steps=3)},
+]
+
+
+def same(one: Generation | None, other: Generation) -> None:
+    assert one is not None
+    assert torch.equal(one.tokens, other.tokens) and torch.equal(one.origin, other.origin)
+    assert torch.equal(one.images, other.images)
+    assert one.settings == other.settings and one.grid == other.grid and one.lossy == other.lossy
+    assert one.phases.passes == other.phases.passes
+
+
+@pytest.mark.parametrize("ar", [table_ar(), slots(table_ar())], ids=["groups", "slots"])
+@pytest.mark.parametrize("pictures", [2, 5, 16])
+def test_requests_of_mixed_settings_equal_each_one_alone_bit_for_bit(ar: FakeAR, pictures: int) -> None:
+    sampler = fake_sampler(ar)
+    alone = [sampler.generate(**request) for request in MIXED]
+    batcher = Batcher(sampler, pictures=pictures)
+    tickets = [batcher.submit(**request) for request in MIXED]
+    batcher.run()
+    for ticket, expected in zip(tickets, alone, strict=True):
+        same(ticket.result, expected)
+    assert (batcher.waiting, batcher.running) == (0, 0)
+
+
+def test_whoever_comes_late_joins_amid_the_prefix_and_leaves_at_its_own_length() -> None:
+    ar = slots(conditional_ar())
+    sampler = fake_sampler(ar)
+    alone = [sampler.generate([n], seeds=[n], ar_tokens=length) for n, length in ((1, 6), (2, 2), (3, 3))]
+    ar.batches.clear()
+    ar.labels.clear()
+    batcher = Batcher(sampler, patience=100)
+    first = batcher.submit([1], seeds=[1], ar_tokens=6)
+    batcher.step(), batcher.step()
+    late = [batcher.submit([n], seeds=[n], ar_tokens=length) for n, length in ((2, 2), (3, 3))]
+    batcher.run()
+    # Read 1; feed 1; read 2 and 3; then all three, and whoever is done leaves: its row is filled by the last one.
+    assert ar.labels == [[1], [1], [2, 3], [1, 2, 3], [1, 3], [1], [1]]
+    for ticket, expected in zip((first, *late), alone, strict=True):
+        same(ticket.result, expected)
+
+
+def test_requests_at_different_passes_share_them() -> None:
+    masked = neighbour_masked()
+    batcher = Batcher(fake_sampler(slots(table_ar()), masked))
+    early = batcher.submit([1], seeds=[1], ar_fraction=0, fill=Fill(steps=4))
+    batcher.step()
+    guided = Fill(steps=2, sampling=Sampling(Guidance(3.0)))
+    late = batcher.submit([2, 3], seeds=[2, 3], ar_fraction=0, fill=guided)
+    while not (early.over and late.over):
+        batcher.step()
+    assert masked.labels == [[1], [1, 2, 3, -1, -1], [1, 2, 3, -1, -1], [1]]
+    assert (early.most, late.most) == (3, 3)
+    assert late.result is not None and late.result.phases.passes["fill"] == 2
+
+
+@pytest.mark.parametrize(("patience", "waits"), [(0, 0), (3, 3), (100, 4)])
+def test_a_finished_prefix_waits_for_company_no_longer_than_patience(patience: int, waits: int) -> None:
+    masked = neighbour_masked()
+    ar = slots(table_ar())
+    batcher = Batcher(fake_sampler(ar, masked), patience=patience)
+    batcher.submit([1], seeds=[1], ar_tokens=2, fill=Fill(steps=1))
+    batcher.submit([2], seeds=[2], ar_tokens=6, fill=Fill(steps=1))
+    while not masked.batches:
+        batcher.step()
+    assert len(ar.batches) == 2 + waits
+
+
+def test_no_more_pictures_are_drawn_than_there_is_room_and_nobody_is_passed_over() -> None:
+    ar = slots(table_ar())
+    batcher = Batcher(fake_sampler(ar), pictures=3)
+    order: list[int] = []
+    tickets = [
+        batcher.submit([1] * count, seeds=[n] * count, ar_tokens=4, fill=Fill(steps=2))
+        for n, count in enumerate((2, 2, 1, 3))
+    ]
+    while batcher.waiting or batcher.running:
+        order += [tickets.index(ticket) for ticket in batcher.step()]
+        assert batcher.running <= 3
+    assert order == [0, 1, 2, 3] and ar.rows == 6 and max(ar.batches) <= 3
+    with pytest.raises(ValueError, match=r"^4 pictures: at most 3 are drawn at once$"):
+        batcher.submit([1] * 4, seeds=range(4))
+
+
+def test_cancelling_amid_the_prefix_frees_the_rows_at_once_and_spares_the_others() -> None:
+    ar = slots(table_ar())
+    sampler = fake_sampler(ar)
+    expected = [sampler.generate([n], seeds=[n], ar_tokens=8) for n in (2, 3)]
+    batcher = Batcher(sampler, pictures=2)
+    gone, stays, waits = (batcher.submit([n], seeds=[n], ar_tokens=8) for n in (1, 2, 3))
+    for _ in range(3):
+        batcher.step()
+    assert (batcher.running, batcher.waiting) == (2, 1)
+    batcher.cancel(gone)
+    assert (batcher.running, batcher.waiting) == (1, 1) and gone.over and gone.cancelled and gone.result is None
+    batcher.cancel(gone)
+    ar.labels.clear()
+    batcher.step()
+    assert ar.labels == [[3]] and (batcher.running, batcher.waiting) == (2, 0)
+    batcher.run()
+    same(stays.result, expected[0])
+    same(waits.result, expected[1])
+
+
+@pytest.mark.parametrize("phase", ["prefix", "fill"])
+def test_a_callback_that_returns_false_cancels_its_own_request_only(phase: str) -> None:
+    batcher = Batcher(fake_sampler(slots(table_ar())))
+    told: list[tuple[str, int, int]] = []
+
+    def stop(step: Step) -> bool:
+        told.append((step.phase, step.index, step.total))
+        return step.phase != phase
+
+    leaves = batcher.submit([1], seeds=[1], ar_tokens=6, fill=Fill(steps=3), callback=stop)
+    stays = batcher.submit([1], seeds=[1], ar_tokens=6, fill=Fill(steps=3))
+    batcher.run()
+    assert told == [("prefix", 1, 2), ("prefix", 2, 2), ("fill", 1, 3)][: 1 if phase == "prefix" else 3]
+    assert leaves.cancelled and leaves.result is None
+    assert stays.result is not None and not stays.cancelled
+
+
+def test_a_callback_sees_what_it_sees_alone() -> None:
+    def watched(draw: Any) -> list[tuple[str, int, int, list[list[int]]]]:
+        seen: list[tuple[str, int, int, list[list[int]]]] = []
+
+        def note(step: Step) -> None:
+            seen.append((step.phase, step.index, step.total, step.tokens_bn.tolist()))
+
+        draw(prompts=[3], seeds=[4], ar_tokens=6, fill=Fill(steps=3), callback=note)
+        return seen
+
+    sampler = fake_sampler(slots(table_ar()))
+    batcher = Batcher(sampler)
+    batcher.submit([1], seeds=[1], ar_tokens=7)
+
+    def together(**request: Any) -> None:
+        batcher.submit(**request)
+        batcher.run()
+
+    assert watched(together) == watched(sampler.generate)
+
+
+def test_a_model_without_slots_lets_nobody_join_a_group_that_has_begun() -> None:
+    ar = table_ar()
+    batcher = Batcher(fake_sampler(ar))
+    batcher.submit([1], seeds=[1], ar_tokens=3, fill=Fill(steps=1))
+    batcher.submit([4], seeds=[1], ar_tokens=2, fill=Fill(steps=1))
+    batcher.step()
+    batcher.submit([2], seeds=[2], ar_tokens=2, fill=Fill(steps=1))
+    batcher.run()
+    assert ar.labels == [[1, 4], [1, 4], [1, 4], [2], [2]]
+
+
+def test_a_request_that_the_ar_model_judges_is_drawn_as_a_whole_and_its_mistake_is_its_own() -> None:
+    sampler = fake_sampler(slots(table_ar()))
+    expected = sampler.generate([1], seeds=[3], ar_fraction=1, verify=Verify(window=4))
+    batcher = Batcher(sampler)
+    generator = torch.Generator().manual_seed(3)
+    whole = batcher.submit([1], seeds=[generator], ar_fraction=1, verify=Verify(window=4))
+    wrong = batcher.submit([1], seeds=[3], ar_fraction=1, zipar=ZipAR(window=2))
+    plain = batcher.submit([2], seeds=[4], ar_tokens=3)
+    batcher.run()
+    same(whole.result, expected)
+    same(plain.result, sampler.generate([2], seeds=[4], ar_tokens=3))
+    assert wrong.over and "SlotAR" in str(wrong.error) and wrong.result is None
+
+
+def test_mistakes_are_told_when_a_request_is_submitted() -> None:
+    batcher = Batcher(fake_sampler())
+    with pytest.raises(ValueError, match=r"ar_fraction 2: must be in \[0, 1\]"):
+        batcher.submit([1], seeds=[1], ar_fraction=2)
+    with pytest.raises(ValueError, match=r"pictures 0, patience 8: must be at least 1 and 0"):
+        Batcher(fake_sampler(), pictures=0)
+    assert batcher.waiting == 0 and batcher.step() == []
+
+
+def finish(batcher: Batcher, tickets: list[Ticket]) -> list[Generation]:
+    batcher.run()
+    results = [ticket.result for ticket in tickets]
+    assert all(results)
+    return [result for result in results if result is not None]
+
+
+def test_real_models_draw_the_same_tokens_in_slots_late_or_guided_or_not() -> None:
+    pipe = class_pair()
+    sampler = pipe.sampler
+    requests: list[dict[str, Any]] = [
+        {"prompts": [0], "seeds": [1], "ar_tokens": 6, "prefix": Sampling(Guidance(3.0))},
+        {
+            "prompts": [1, 2],
+            "seeds": [2, 3],
+            "ar_tokens": 9,
+            "prefix": Sampling(temperature=0.7),
+            "fill": Fill(steps=4),
+        },
+        {"prompts": [2], "seeds": [4], "ar_tokens": 2, "fill": Fill(steps=3, sampling=Sampling(Guidance(2.0)))},
+        {
+            "prompts": [2],
+            "seeds": [5],
+            "grid": Grid(2, 6),
+            "ar_tokens": 7,
+            "prefix": Sampling(Guidance(2.0)),
+            "fill": Fill(steps=3),
+        },
+        {"prompts": [1], "seeds": [6], "ar_fraction": 1.0, "prefix": Sampling(Guidance(2.0), top_k=3)},
+    ]
+    alone = [sampler.generate(**request) for request in requests]
+    batcher, tickets = Batcher(sampler, pictures=4), []
+    for request in requests:
+        tickets.append(batcher.submit(**request))
+        batcher.step()
+    for one, other in zip(finish(batcher, tickets), alone, strict=True):
+        assert torch.equal(one.tokens, other.tokens) and torch.equal(one.origin, other.origin)
+        assert torch.allclose(one.images, other.images, atol=1e-5)
+
+
+def test_captions_of_different_lengths_share_a_batch() -> None:
+    pipe = text_pair()
+    captions = ["a red apple", "dog", "an unusually long caption of a very small house on a hill"]
+    way = Sampling(Guidance(3.0))
+    encoded = [pipe.encode([caption]) for caption in captions]
+    options: dict[str, Any] = {"ar_tokens": 8, "prefix": way, "fill": Fill(steps=3, sampling=way)}
+    alone = [pipe.sampler.generate(entry, seeds=[n], **options) for n, entry in enumerate(encoded)]
+    batcher, tickets = Batcher(pipe.sampler), []
+    for n, entry in enumerate(encoded):
+        tickets.append(batcher.submit(entry, seeds=[n], **options))
+        batcher.step()
+    for one, other in zip(finish(batcher, tickets), alone, strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+
+
+def test_logits_of_rows_at_different_places_are_those_of_rows_alone() -> None:
+    model = class_pair().ar
+    grid = Grid(4, 4)
+    tokens = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6]])
+    with torch.inference_mode():
+        expected = [model.score(tokens[row : row + 1], model.condition([row], grid)) for row in (0, 1)]
+        state = model.slots(4, grid, 16)
+        for row in (0, 1):
+            _, one = model.prefill(model.condition([row], grid), 4)
+            if row == 0:
+                model.decode(tokens[:1, :2], torch.tensor([0]), one)
+            state.copy_row(row, one, 0)
+        both = state.first(torch.tensor([2, 0]))
+        found = model.decode(torch.tensor([[4], [5]]), torch.tensor([2, 0]), both)
+    torch.testing.assert_close(found[0, 0], expected[0][0, 3], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[1, 0], expected[1][0, 1], atol=1e-4, rtol=0)
+
+
+def test_unguided_and_guided_requests_get_their_own_share_of_the_null() -> None:
+    """Without guidance code 0 wins, with it the label's own (``fakes.favour``)."""
+    sampler = fake_sampler(slots(conditional_ar()), conditional_masked())
+    batcher = Batcher(sampler)
+    argmax = Sampling(temperature=0)
+    guided = Sampling(Guidance(3.0), temperature=0)
+    plain = batcher.submit([5], seeds=[1], ar_tokens=4, prefix=argmax, fill=Fill(steps=2, sampling=argmax))
+    strong = batcher.submit([5], seeds=[1], ar_tokens=4, prefix=guided, fill=Fill(steps=2, sampling=guided))
+    results = finish(batcher, [plain, strong])
+    assert [result.tokens.unique().tolist() for result in results] == [[0], [5]]
