@@ -4,8 +4,8 @@ The network is one of ``open_clip``'s (extra ``fid``), its weights a file that t
 100 · max(cosine, 0) of its embedding and its caption's (Hessel et al., arXiv 2104.08718, with the factor that image
 generation papers use); figures are means over pictures, and only those of one network can be compared.
 
-This project's own machines had neither open_clip nor CLIP weights: what is here ran with a stand-in for them, and no CLIP score is
-published.
+This project's own machines had neither open_clip nor CLIP weights: what is here ran with a stand-in for them, and no
+CLIP score is published.
 """
 
 from __future__ import annotations
