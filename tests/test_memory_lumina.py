@@ -16,6 +16,9 @@ from hybrid.pipeline import HybridPipeline
 from hybrid.types import FROM_AR, Grid
 
 GRID = Grid(48, 48)
+KEPT = 100
+"""Bytes for each place that a request keeps beside what its phases need: tokens, order, who wrote it, draws."""
+
 ROWS = 2
 """Rows by the AR model: enough for its prefix and cache, whose bytes ``test_memory`` has in closed form."""
 
@@ -31,5 +34,5 @@ def test_a_request_keeps_alive_what_the_plan_says(tmp_path: Path, monkeypatch: p
         drawn = pipe("a red apple", ar_tokens=count, steps=1, seed=1, output_type="tokens")
     assert int((drawn.origin == FROM_AR).sum()) == count
     beside_weights = told.peak - sum(told.weights.values())
-    assert beside_weights * 0.99 < alive.peak <= beside_weights
+    assert beside_weights * 0.99 < alive.peak <= beside_weights + KEPT * GRID.places
     assert beside_weights > 2 * (GRID.places - count) * 8192 * 4  # both streams' logits in float32
