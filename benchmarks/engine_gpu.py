@@ -90,12 +90,13 @@ def _masked_share(device: Any, turns: int, peak: float) -> float:
     from .engine_scene import COMPLETER_500M, pass_flops
     from .machine import best_of
 
-    config = MaskGILConfig(**COMPLETER_500M, block_size=SIDE * SIDE, qk_norm=True, post_norm=True, rope="2d")
+    paper = {"block_size": SIDE * SIDE, "qk_norm": True, "post_norm": True, "rope": "2d"}
+    config = MaskGILConfig.model_validate({**COMPLETER_500M, **paper})
     model = build(config).to(device=device, dtype=torch.bfloat16).eval()
     init_weights(model)
     for block in model.layers:
         block.compile()
-    asked = model.condition(list(range(BATCH)))
+    asked: Any = model.condition(list(range(BATCH)))
     both, rows = asked.cat(asked.null()), 2 * BATCH
     tokens_bn = torch.full((rows, SIDE * SIDE), MASK, device=device)
     with torch.inference_mode():

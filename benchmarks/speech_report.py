@@ -146,10 +146,10 @@ class Finder:
 
     def of_pictures(self, pictures: Sequence[NDArray[np.uint8] | None], prompts: Sequence[str]) -> list[int]:
         """The rank of each picture's prompt among all; one beyond the last where there is no picture."""
-        there = [place for place, picture in enumerate(pictures) if picture is not None]
+        there = {place: picture for place, picture in enumerate(pictures) if picture is not None}
         found = [len(self.candidates)] * len(pictures)
         if there:
-            features = self.network(np.stack([pictures[place] for place in there]))  # type: ignore[arg-type]
+            features = self.network(np.stack(list(there.values())))
             for place, rank in zip(there, self.of_features(features, [prompts[i] for i in there]), strict=True):
                 found[place] = rank
         return found

@@ -93,7 +93,7 @@ class Batcher:
         prefix, fill = prefix or Sampling(), fill or Fill()
         whole = any(value is not None for value in judged.values()) or fill.reuse > 1
         whole = whole or is_shared(self.sampler.ar, self.sampler.masked)
-        asked = {"ar_fraction": ar_fraction, "ar_tokens": ar_tokens, "negative": negative}
+        asked: dict[str, Any] = {"ar_fraction": ar_fraction, "ar_tokens": ar_tokens, "negative": negative}
         # Settling draws from the seeds' generators, which a request that is drawn as a whole does again.
         own = [seed.clone_state() if isinstance(seed, torch.Generator) else seed for seed in seeds]
         start = self._clock.now()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import reduce
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ class Lane:
             self._state = self._slots.first(torch.tensor([max(row.ticket.place - 1, 0) for row in self._rows]))
 
 
-def _keeps_slots(model: Any) -> bool:
+def _keeps_slots(model: Any) -> TypeGuard[SlotModel]:
     return isinstance(model, SlotModel)
 
 

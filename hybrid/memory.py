@@ -118,8 +118,8 @@ def work_out(
     ar, masked, tokenizer = (parts.get(name) for name in ("ar", "masked", "tokenizer"))
     rows = batch * (2 if guided else 1)
     length = ar_tokens if ar_tokens is not None else grid.places // (1 if masked is None else 4)
-    once = {id(part): (name, part) for name, part in reversed(parts.items()) if part is not None}
-    weights = {name: module_bytes(part) for name, part in reversed(once.values())}
+    once = {id(part): (name, part) for name, part in reversed(list(parts.items())) if part is not None}
+    weights = {name: module_bytes(part) for name, part in reversed(list(once.values()))}
     cache, phases = 0, {}
     if ar is not None and length:
         with counted() as alive:
