@@ -23,12 +23,14 @@ from hybrid.types import MASK
 def draw_cut(places: int, generator: torch.Generator, prefix_share: float) -> tuple[int, Tensor]:
     """One sample's prefix length, and which places after it to mask.
 
-    With probability ``prefix_share`` the length is uniform in 0..places − 1 and of the rest the share arccos(u)/(π/2)
-    is masked, at least one place. Otherwise the whole image is prefix and nothing is masked.
+    With probability ``prefix_share`` the sample rehearses a hand-off: the length is uniform in 0..places − 1. Of the
+    other samples half have no prefix, as where the masked phase runs alone, and half are all prefix. After the prefix
+    the share arccos(u)/(π/2) of the places is masked, at least one.
     """
     choice, length, ratio = torch.rand(3, generator=generator).tolist()
     masked = torch.rand(places, generator=generator) < losses.mask_ratio(ratio)
-    prefix = int(length * places) if choice < prefix_share else places
+    alone = places if length < 0.5 else 0
+    prefix = int(length * places) if choice < prefix_share else alone
     masked[:prefix] = False
     if prefix < places:
         masked[-1] |= not bool(masked.any())
@@ -63,7 +65,7 @@ class UnifiedTask(CodesTask):
     }
 
     def __init__(
-        self, model: Any, buckets: Sequence[CodedPictures], *, prefix_share: float = 0.75, **common: Any
+        self, model: Any, buckets: Sequence[CodedPictures], *, prefix_share: float = 0.5, **common: Any
     ) -> None:
         super().__init__(model, buckets, **common)
         self.prefix_share = prefix_share

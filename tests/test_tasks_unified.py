@@ -37,14 +37,14 @@ def task(folder: Path) -> UnifiedTask:
     return built
 
 
-def test_cuts_are_uniform_and_the_rest_is_read_whole() -> None:
-    cuts = [draw_cut(64, sample_generator(3, sample), 0.75) for sample in range(4000)]
+def test_cuts_rehearse_the_handoff_and_each_phase_alone() -> None:
+    cuts = [draw_cut(64, sample_generator(3, sample), 0.5) for sample in range(4000)]
     lengths = torch.tensor([length for length, _ in cuts])
-    whole = lengths == 64
-    assert float(whole.float().mean()) == pytest.approx(0.25, abs=0.03)
-    cut = lengths[~whole].float()
-    assert 0 in lengths and float(cut.mean()) == pytest.approx(31.5, abs=4 * 18.5 / 3000**0.5)
-    assert float((cut < 16).float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert float((lengths == 64).float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert float((lengths == 0).float().mean()) == pytest.approx(0.25 + 0.5 / 64, abs=0.03)
+    cut = lengths[(lengths > 0) & (lengths < 64)].float()
+    assert float(cut.mean()) == pytest.approx(32, abs=4 * 18.5 / len(cut) ** 0.5)
+    assert float((cut < 16).float().mean()) == pytest.approx(15 / 63, abs=0.04)
     shares = []
     for length, masked in cuts:
         assert not masked[:length].any() and bool(masked.any()) == (length < 64)
