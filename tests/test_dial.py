@@ -68,11 +68,12 @@ def test_without_a_score_there_is_one_panel_and_without_points_none() -> None:
 
 def test_the_shipped_sweep_has_every_method_of_the_dial() -> None:
     sweep = read_sweep(find_config("bench-dial"))
-    assert {point.method for point in sweep.points} == {one.method for one in DIAL}
+    # exact draws from the AR model's distribution, but for minutes; whoever wants its time adds a line to the sweep.
+    assert {point.method for point in sweep.points} == {one.method for one in DIAL} - {"exact"}
     for one in DIAL:
         own = [dict(point.settings) for point in sweep.points if point.method == one.method]
         assert all(one.label.format(**settings) for settings in own) or not one.label
-        assert len(own) == 1 or one.along is not None
+        assert len(own) <= 1 or one.along is not None
         assert all(settings["draft"] == "jacobi" for settings in own if one.method == "relaxed")  # as its name says
 
 
