@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from hybrid.types import MASK, Grid, Prompts
 
 from .conditions import ClassCondition, class_condition
-from .llama import FeedForward, RMSNorm
+from .llama import FeedForward, RMSNorm, at_places
 from .llamagen import spread_codes
 from .loading import load_network, resolve, shape_of
 
@@ -247,9 +247,7 @@ class HaltonMaskGIT(nn.Module):
         if self.downsample:
             x_bdhw = x_bnd.transpose(1, 2).unflatten(2, (self.grid.height // 2, self.grid.width // 2))
             x_bnd = F.pixel_shuffle(self.out_proj(x_bdhw), 2).flatten(2).transpose(1, 2)
-        if places_bm is not None:
-            x_bnd = x_bnd.gather(1, places_bm[..., None].expand(-1, -1, x_bnd.shape[-1]))
-        return self.head(self.last_norm(x_bnd, asked_bd))[..., : self.codebook_size].float()
+        return self.head(self.last_norm(at_places(x_bnd, places_bm), asked_bd))[..., : self.codebook_size].float()
 
     def forward(self, tokens_bn: Tensor, condition: Any) -> Tensor:
         """``logits`` at all places, under the name that training wrappers call."""

@@ -286,6 +286,11 @@ def run(
     return x_bnd
 
 
+def at_places(x_bnd: Tensor, places_bm: Tensor | None) -> Tensor:
+    """x at the given places of each image, (b, m, d); at all of them where none are given."""
+    return x_bnd if places_bm is None else x_bnd.gather(1, places_bm[..., None].expand(-1, -1, x_bnd.shape[-1]))
+
+
 def init_weights(module: nn.Module, std: float = 0.02) -> None:
     """Normal weights for linear layers and embeddings, as LlamaGen starts its training."""
     for part in module.modules():

@@ -366,26 +366,31 @@ def spread_codes(table: Tensor, codebook_kd: Tensor, std: float = 0.02) -> None:
     table[: len(codes)] = (std * (projected + 0.5 * torch.randn_like(projected))).to(table)
 
 
+def arguments(config: TransformerConfig) -> dict[str, Any]:
+    """What a network of the family is built with: ``LlamaGen``'s arguments, which its relatives share."""
+    text = config.model_type == "t2i"
+    return {
+        "dim": config.dim,
+        "layers": config.n_layer,
+        "heads": config.n_head,
+        "hidden": config.hidden,
+        "codes": config.vocab_size,
+        "grid": config.grid,
+        "classes": None if text else config.num_classes,
+        "text_tokens": config.cls_token_num,
+        "text_width": config.caption_dim,
+        "qk_norm": config.qk_norm,
+        "post_norm": config.post_norm,
+        "keep_condition_rope": config.condition_rope == "keep",
+        "rope_base": config.rope_base,
+        "eps": config.norm_eps,
+        "dropout": config.resid_dropout_p,
+    }
+
+
 def build(config: TransformerConfig) -> LlamaGen:
     """The model of a configuration, with uninitialised weights."""
-    text = config.model_type == "t2i"
-    return LlamaGen(
-        dim=config.dim,
-        layers=config.n_layer,
-        heads=config.n_head,
-        hidden=config.hidden,
-        codes=config.vocab_size,
-        grid=config.grid,
-        classes=None if text else config.num_classes,
-        text_tokens=config.cls_token_num,
-        text_width=config.caption_dim,
-        qk_norm=config.qk_norm,
-        post_norm=config.post_norm,
-        keep_condition_rope=config.condition_rope == "keep",
-        rope_base=config.rope_base,
-        eps=config.norm_eps,
-        dropout=config.resid_dropout_p,
-    )
+    return LlamaGen(**arguments(config))
 
 
 def create(config: str | Mapping[str, Any]) -> tuple[LlamaGen, dict[str, Any]]:

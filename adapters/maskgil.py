@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from hybrid.types import MASK, Grid, Prompts, TextEncoder
 
 from .conditions import CaptionEmbedding, ClassCondition, TextCondition, class_condition, text_condition
-from .llama import KVCache, RMSNorm, Window, blocks, devices_of, grid_rope, init_weights, rope_1d, run
-from .llamagen import WIDTHS, TransformerConfig, count_layers, infer_heads, spread_codes
+from .llama import KVCache, RMSNorm, Window, at_places, blocks, devices_of, grid_rope, init_weights, rope_1d, run
+from .llamagen import WIDTHS, TransformerConfig, arguments, count_layers, infer_heads, spread_codes
 from .loading import load_network, resolve, shape_of
 
 
@@ -216,9 +216,7 @@ class MaskGIL(nn.Module):
         return Line(torch.cat((asked, image), dim=1), table, mask, offset)
 
     def _head(self, x_bnd: Tensor, places_bm: Tensor | None) -> Tensor:
-        if places_bm is not None:
-            x_bnd = x_bnd.gather(1, places_bm[..., None].expand(-1, -1, x_bnd.shape[-1]))
-        return self.output(self.norm(x_bnd))[..., : self.codebook_size].float()
+        return self.output(self.norm(at_places(x_bnd, places_bm)))[..., : self.codebook_size].float()
 
     def forward(self, tokens_bn: Tensor, condition: Any) -> Tensor:
         """``logits`` at all places, under the name that training wrappers call."""
@@ -232,25 +230,7 @@ class MaskGIL(nn.Module):
 
 def build(config: MaskGILConfig) -> MaskGIL:
     """The model of a configuration, with uninitialised weights."""
-    text = config.model_type == "t2i"
-    return MaskGIL(
-        dim=config.dim,
-        layers=config.n_layer,
-        heads=config.n_head,
-        hidden=config.hidden,
-        codes=config.vocab_size,
-        grid=config.grid,
-        classes=None if text else config.num_classes,
-        text_tokens=config.cls_token_num,
-        text_width=config.caption_dim,
-        rope=config.rope,
-        qk_norm=config.qk_norm,
-        post_norm=config.post_norm,
-        keep_condition_rope=config.condition_rope == "keep",
-        rope_base=config.rope_base,
-        eps=config.norm_eps,
-        dropout=config.resid_dropout_p,
-    )
+    return MaskGIL(**arguments(config), rope=config.rope)
 
 
 def create(config: str | Mapping[str, Any]) -> tuple[MaskGIL, dict[str, Any]]:

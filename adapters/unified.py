@@ -22,8 +22,8 @@ from hybrid.few_rows import Linear
 from hybrid.types import MASK, Grid, Prompts
 
 from .conditions import TextCondition
-from .llama import Window, init_weights, run
-from .llamagen import CONFIGS, LlamaGen, LlamaGenState, TransformerConfig, infer
+from .llama import Window, at_places, init_weights, run
+from .llamagen import CONFIGS, LlamaGen, LlamaGenState, TransformerConfig, arguments, infer
 from .loading import load_network, resolve
 
 
@@ -140,9 +140,7 @@ class Unified(LlamaGen):
         return self.norm(run(self.layers, torch.cat((asked, image), dim=1), rope, mask=mask)), offset
 
     def _own_logits(self, x_bnd: Tensor, places_bm: Tensor | None) -> Tensor:
-        if places_bm is not None:
-            x_bnd = x_bnd.gather(1, places_bm[..., None].expand(-1, -1, x_bnd.shape[-1]))
-        return self.output_masked(x_bnd).float()
+        return self.output_masked(at_places(x_bnd, places_bm)).float()
 
 
 class PrefixedFill:
@@ -193,24 +191,7 @@ def leading_known(tokens_bn: Tensor) -> Tensor:
 
 def build(config: TransformerConfig) -> Unified:
     """The model of a configuration, with uninitialised weights."""
-    text = config.model_type == "t2i"
-    return Unified(
-        dim=config.dim,
-        layers=config.n_layer,
-        heads=config.n_head,
-        hidden=config.hidden,
-        codes=config.vocab_size,
-        grid=config.grid,
-        classes=None if text else config.num_classes,
-        text_tokens=config.cls_token_num,
-        text_width=config.caption_dim,
-        qk_norm=config.qk_norm,
-        post_norm=config.post_norm,
-        keep_condition_rope=config.condition_rope == "keep",
-        rope_base=config.rope_base,
-        eps=config.norm_eps,
-        dropout=config.resid_dropout_p,
-    )
+    return Unified(**arguments(config))
 
 
 def create(config: str | Mapping[str, Any]) -> tuple[Unified, dict[str, Any]]:

@@ -31,8 +31,7 @@ def released(options: argparse.Namespace, size: str, side: int, device: Any) -> 
     from hybrid.adapters.maskgil import CONFIGS
 
     from . import engine_scene as scene
-    from .engine_original import original
-    from .machine import synchronise
+    from .engine_original import decoded, original
 
     state = scene.weights(size, side)
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -53,18 +52,8 @@ def released(options: argparse.Namespace, size: str, side: int, device: Any) -> 
                 scale=scene.SCALE,
                 top_k=scene.TOP_K,
             )
-
-            def both(loop: Any = loop, pipeline: Any = pipeline) -> tuple[float, float]:
-                start = time.perf_counter()
-                tokens_bn = loop(3)
-                synchronise(device)
-                middle = time.perf_counter()
-                with torch.inference_mode():
-                    pipeline.tokenizer.decode(tokens_bn, pipeline.ar.grid)
-                synchronise(device)
-                return middle - start, time.perf_counter() - start
-
-            lanes.append(Lane(f"original {kind}", both, tokens, scene.token_bytes(pipeline.ar, 2, tokens)))
+            draw = decoded(loop, pipeline)
+            lanes.append(Lane(f"original {kind}", draw, tokens, scene.token_bytes(pipeline.ar, 2, tokens)))
 
         lanes.append(_ar(f"ar {kind}{suffix}", pipeline))
 

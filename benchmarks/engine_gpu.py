@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,8 +47,7 @@ def _size(options: argparse.Namespace, size: str, device: Any) -> list[Lane]:
     import torch
 
     from . import engine_scene as scene
-    from .engine_original import original
-    from .machine import synchronise
+    from .engine_original import decoded, original
 
     state = scene.weights(size, SIDE)
     completer = {**scene.COMPLETER_500M, "qk_norm": True, "post_norm": True, "rope": "2d"} if size == "XL" else None
@@ -63,19 +61,7 @@ def _size(options: argparse.Namespace, size: str, device: Any) -> list[Lane]:
         shape = scene.fields(size, SIDE)
         sampling: dict[str, Any] = {"scale": scene.SCALE, "top_k": scene.TOP_K, "compiled": True}
         loop = original(options.original, shape, state, **how, **sampling)
-
-        def both() -> tuple[float, float]:
-            synchronise(device)
-            start = time.perf_counter()
-            tokens_bn = loop(3)
-            synchronise(device)
-            middle = time.perf_counter()
-            with torch.inference_mode():
-                pipeline.tokenizer.decode(tokens_bn, pipeline.ar.grid)
-            synchronise(device)
-            return middle - start, time.perf_counter() - start
-
-        made.append(Lane("original XL bf16 --compile", both, places, cost))
+        made.append(Lane("original XL bf16 --compile", decoded(loop, pipeline), places, cost))
     return made
 
 

@@ -7,6 +7,7 @@ Nothing of it is in this project. This file knows the names of that repository: 
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from hybrid.sampler import synchronise
 
 FILES = ("autoregressive/models/gpt.py", "autoregressive/models/generate.py")
 
@@ -69,3 +72,21 @@ def original(
         return tokens.long()
 
     return generate
+
+
+def decoded(loop: Generate, pipeline: Any) -> Callable[[], tuple[float, float]]:
+    """A lane of the loop: draws class 3 and decodes it with the pipeline's tokenizer, and tells both times."""
+
+    def draw() -> tuple[float, float]:
+        device = pipeline.device
+        synchronise(device)
+        start = time.perf_counter()
+        tokens_bn = loop(3)
+        synchronise(device)
+        middle = time.perf_counter()
+        with torch.inference_mode():
+            pipeline.tokenizer.decode(tokens_bn, pipeline.ar.grid)
+        synchronise(device)
+        return middle - start, time.perf_counter() - start
+
+    return draw

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from hybrid.sampler import synchronise
+
 from .figures import commit, versions
 
 MEMORY_BYTES = 96 * 2**20
@@ -53,14 +55,6 @@ def device_name(device: torch.device) -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def limits(device: torch.device, dtypes: list[torch.dtype], weight_bytes: int) -> dict[str, Any]:

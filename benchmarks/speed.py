@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from hybrid.sampler import synchronise
+
 from . import machine
 from .points import Point, SpeedConfig
 
@@ -83,8 +85,8 @@ def measure(
 
 def _request(pipeline: Any, point: Point, prompts: list[str | int], clock: Clock) -> tuple[float, Any]:
     """Wall-clock seconds of one request, prompts to pixels on the device."""
-    machine.synchronise(pipeline.device)
+    synchronise(pipeline.device)
     start = clock()
     result = pipeline(prompts, **point.request(), seed=0, output_type="pt")
-    machine.synchronise(pipeline.device)
+    synchronise(pipeline.device)
     return clock() - start, result

@@ -93,7 +93,6 @@ class Batcher:
         prefix, fill = prefix or Sampling(), fill or Fill()
         whole = any(value is not None for value in judged.values()) or fill.reuse > 1
         whole = whole or is_shared(self.sampler.ar, self.sampler.masked)
-        asked: dict[str, Any] = {"ar_fraction": ar_fraction, "ar_tokens": ar_tokens, "negative": negative}
         # Settling draws from the seeds' generators, which a request that is drawn as a whole does again.
         own = [seed.clone_state() if isinstance(seed, torch.Generator) else seed for seed in seeds]
         start = self._clock.now()
@@ -102,12 +101,14 @@ class Batcher:
             prompts,
             seeds=own if whole else seeds,
             grid=grid,
+            ar_fraction=ar_fraction,
+            ar_tokens=ar_tokens,
             fill=fill,
             verify=judged.get("verify"),
             refine=judged.get("refine"),
+            negative=negative,
             tokens=tokens,
             keep=keep,
-            **asked,
         )
         ticket = Ticket(ready, prefix, fill, callback, decode, tile)
         if whole:

@@ -6,7 +6,7 @@ so that an image does not depend on its neighbours in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -211,20 +211,12 @@ def masked_fill(
     unknown_b = (tokens_bn == MASK).sum(1).tolist()
     if not any(unknown_b):
         return tokens_bn, origin_bn, 0
-    plan_bt = [
-        counts(fill.schedule, fill.steps, places, places - unknown, fill.resume) or [0] * fill.steps
-        for unknown in unknown_b
-    ]
+    plan_bt = plan_passes(fill, places, unknown_b)
     counts_bt = torch.tensor(plan_bt, device=tokens_bn.device)
     look = model.logits if fill.reuse == 1 else Recall(model, fill.reuse).logits
     for index in range(fill.steps):
-        progress = progress_of(index, fill.steps)
-        masked_bn = tokens_bn == MASK
-        # Only unknown places need logits; an image with fewer than its neighbours adds known ones, which stay.
-        unknown = max(sum(plan[index:]) for plan in plan_bt)
-        places_bm = masked_bn.long().argsort(dim=1, descending=True, stable=True)[:, :unknown]
-        # A single pass is the last one: it gets the whole scale of a ramp.
-        scale = fill.sampling.guidance.at(progress if fill.steps > 1 else 1.0)
+        places_bm = unknown_places(tokens_bn, unknown_ahead(plan_bt, index))
+        scale = pass_scale(fill, index)
         if scale == 1:
             logits_bmk = look(tokens_bn, condition, places_bm)
         else:
@@ -236,6 +228,30 @@ def masked_fill(
         origin_bn = torch.where(chosen_bn, index + 1, origin_bn)
         report(callback, Step("fill", index + 1, fill.steps, tokens_bn, grid))
     return tokens_bn, origin_bn, fill.steps
+
+
+def plan_passes(fill: Fill, places: int, unknown_b: Sequence[int]) -> list[list[int]]:
+    """How many places of each image every pass reveals, of ``places`` of which so many are unknown."""
+    return [
+        counts(fill.schedule, fill.steps, places, places - unknown, fill.resume) or [0] * fill.steps
+        for unknown in unknown_b
+    ]
+
+
+def unknown_ahead(plan_bt: Sequence[Sequence[int]], index: int) -> int:
+    """Places that are still to be written from pass ``index`` on, of the image that has the most."""
+    return max(sum(plan[index:]) for plan in plan_bt)
+
+
+def unknown_places(tokens_bn: Tensor, most: int) -> Tensor:
+    """The unknown places of each image, (b, most): only they need logits. An image with fewer adds known ones, which
+    stay as they are."""
+    return (tokens_bn == MASK).long().argsort(dim=1, descending=True, stable=True)[:, :most]
+
+
+def pass_scale(fill: Fill, index: int) -> float:
+    """Guidance of pass ``index``. A single pass is the last one: it gets the whole scale of a ramp."""
+    return fill.sampling.guidance.at(progress_of(index, fill.steps) if fill.steps > 1 else 1.0)
 
 
 def write_pass(

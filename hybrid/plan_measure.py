@@ -18,6 +18,7 @@ from hybrid import losses
 from hybrid.config import TrainConfig
 from hybrid.optimization import Average, optimizers
 from hybrid.plan import find_grids, sample_cost
+from hybrid.sampler import synchronise
 from hybrid.tasks_build import build_model
 from hybrid.tasks_unified import cut_loss
 from hybrid.types import MASK, Grid
@@ -172,10 +173,8 @@ def times(work: Callable[[], Any], device: torch.device, most: int) -> list[floa
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
     """Seconds that a piece of work takes, synchronised before and after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronise(device)
     started = time.perf_counter()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronise(device)
     return time.perf_counter() - started

@@ -43,6 +43,14 @@ from hybrid.verify import Verify, exact_generate
 from hybrid.zipar import ZipAR, zipar_prefix
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 class Clock:
     """Seconds by phase, with the device's queue drained at both ends."""
 
@@ -58,10 +66,7 @@ class Clock:
 
     def now(self) -> float:
         """Seconds, when the device has done all that it was told."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
+        synchronise(self.device)
         return time.perf_counter()
 
 

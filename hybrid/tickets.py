@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid.phases import Callback, Fill, Sampling
+from hybrid.phases import Callback, Fill, Sampling, pass_scale, plan_passes, unknown_ahead, unknown_places
 from hybrid.prepare import Ready
 from hybrid.sampling import guide
-from hybrid.schedules import counts, progress_of
 from hybrid.types import FROM_AR, MASK, PHASES, Generation, MaskedModel
 
 
@@ -57,31 +56,25 @@ class Ticket:
 
     def begin_fill(self) -> None:
         """Plan the masked passes; with nothing to write, go on to decoding."""
-        places, fill = self.ready.grid.places, self.fill
         unknown_b = (self.codes_bn == MASK).sum(1).tolist()
         self.stage = "fill" if any(unknown_b) else "decode"
-        self.plan_bt = [
-            counts(fill.schedule, fill.steps, places, places - unknown, fill.resume) or [0] * fill.steps
-            for unknown in unknown_b
-        ]
+        self.plan_bt = plan_passes(self.fill, self.ready.grid.places, unknown_b)
 
     @property
     def unknown(self) -> int:
         """Places that are still to be written, of the picture that has the most."""
-        return max(sum(plan[self.index :]) for plan in self.plan_bt)
+        return unknown_ahead(self.plan_bt, self.index)
 
     @property
     def scale(self) -> float:
         """Guidance of the next masked pass."""
-        steps = self.fill.steps
-        return self.fill.sampling.guidance.at(progress_of(self.index, steps) if steps > 1 else 1.0)
+        return pass_scale(self.fill, self.index)
 
 
 def guided_logits(masked: MaskedModel, tickets: list[Ticket]) -> list[tuple[Tensor, Tensor]]:
     """Guided logits_bmk of each request at its unknown places_bm, from one pass of the model."""
     tokens_bn = torch.cat([ticket.codes_bn for ticket in tickets])
-    most = max(ticket.unknown for ticket in tickets)
-    places_bm = (tokens_bn == MASK).long().argsort(dim=1, descending=True, stable=True)[:, :most]
+    places_bm = unknown_places(tokens_bn, max(ticket.unknown for ticket in tickets))
     sizes = [ticket.count for ticket in tickets]
     own_places = places_bm.split(sizes)
     scales = [ticket.scale for ticket in tickets]
