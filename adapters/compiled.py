@@ -60,8 +60,8 @@ class CompiledStep:
         end = min(-(-(start + 1) // self.bucket) * self.bucket, state.cache.capacity)
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
-            for keys_values in state.cache.keys_values:
-                torch._dynamo.mark_static_address(keys_values)
+            for tensor in state.cache.tensors:
+                torch._dynamo.mark_static_address(tensor)
         logits_b1k = self._run(model, tokens_b1, Window(indices_b1, None, end), state)
         # A graph's next replay writes over what this one returned.
         return logits_b1k.clone() if self._graphs else logits_b1k  # type: ignore[no-any-return]

@@ -84,8 +84,11 @@ class RMSNorm(nn.Module):
 class KVCache:
     """Keys and values of every layer, allocated once, each on its layer's device. No gradient flows through it.
 
+    Each is a tensor of its own: a compiled step writes a place of a whole tensor where it stands, but would copy one
+    that holds both.
+
     Attributes:
-        keys_values: for each layer (2, b, heads, capacity, head_dim).
+        keys, values: for each layer (b, heads, capacity, head_dim).
         capacity: tokens that it holds.
     """
 
@@ -101,25 +104,31 @@ class KVCache:
         device: torch.device | Sequence[torch.device],
     ) -> None:
         devices = [device] * layers if isinstance(device, torch.device) else device
-        shape = (2, batch, heads, capacity, head_dim)
+        shape = (batch, heads, capacity, head_dim)
         self.capacity = capacity
-        self.keys_values = [torch.zeros(shape, dtype=dtype, device=own) for own in devices]
+        self.keys = [torch.zeros(shape, dtype=dtype, device=own) for own in devices]
+        self.values = [torch.zeros(shape, dtype=dtype, device=own) for own in devices]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All keys, then all values."""
+        return self.keys + self.values
 
     def first(self, rows: int) -> KVCache:
         """The first rows, in the same memory."""
         part = copy.copy(self)
-        part.keys_values = [layer[:, :rows] for layer in self.keys_values]
+        part.keys, part.values = ([layer[:rows] for layer in half] for half in (self.keys, self.values))
         return part
 
     def copy_row(self, row: int, other: KVCache, source: int) -> None:
         """Make a row what another cache's is, as far as that one reaches."""
-        for own, layer in zip(self.keys_values, other.keys_values, strict=True):
-            own[:, row, :, : other.capacity] = layer[:, source]
+        for own, layer in zip(self.tensors, other.tensors, strict=True):
+            own[row, :, : other.capacity] = layer[source]
 
     def write(self, layer: int, key: Tensor, value: Tensor, window: Window) -> tuple[Tensor, Tensor]:
         """Store (b, heads, w, head_dim) at the window's indices; return all keys and values up to its end."""
         key, value = key.detach(), value.detach()
-        keys, values = self.keys_values[layer]
+        keys, values = self.keys[layer], self.values[layer]
         if window.start is not None:
             keys[:, :, window.start : window.end] = key
             values[:, :, window.start : window.end] = value

@@ -124,7 +124,7 @@ def work_out(
     if ar is not None and length:
         with counted() as alive:
             logits, state = ar.prefill(conditions(ar, rows, grid), length)
-        cache = sum(layer.nbytes for layer in state.cache.keys_values)
+        cache = sum(tensor.nbytes for tensor in state.cache.tensors)
         phases["prefix"] = alive.peak - cache + batch * logits.shape[-1] * DRAW_BYTES
     if masked is not None and length < grid.places:
         phases["fill"] = _fill(masked, rows, batch, grid, grid.places - length)

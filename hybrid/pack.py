@@ -1,4 +1,4 @@
-"""Three training runs as one pair that ``HybridPipeline.from_pretrained`` reads.
+"""Training runs as one pair that ``HybridPipeline.from_pretrained`` reads.
 
 This file knows runs, adapters and pairings. It trains and draws nothing.
 """
@@ -52,7 +52,7 @@ def pack(
 
     Args:
         runs: what to take ``tokenizer``, ``ar`` and ``masked`` from: a run's folder (see ``export.run_weights``) or a
-            file of weights.
+            file of weights. The last two may be one network's.
         out: the folder; a pair that is there already is replaced, with its card kept where ``card`` is empty.
         settings: see ``read_settings``; its text weights are an absolute path or None.
         card: the model card; "" is one that states no more than the parts.
@@ -64,9 +64,11 @@ def pack(
     """
     if out.exists() and not (out / INDEX).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: exists and is no pair; give another --out or move it away")
-    parts, kinds = {}, {}
+    parts: dict[str, Any] = {}
+    kinds: dict[str, str] = {}
+    loaded = {run: load_run(run) for run in dict.fromkeys(runs.values())}
     for component, run in runs.items():
-        part, kind = load_run(run)
+        part, kind = loaded[run]
         if not hasattr(part, ROLES[component]):
             raise ValueError(f"{run}: is {kind}, which cannot be the pair's {component}")
         parts[component], kinds[component] = part, kind

@@ -1,4 +1,4 @@
-"""``hybrid-pack TOKENIZER AR MASKED --out DIR``: three training runs as one folder that the pipeline loads."""
+"""``hybrid-pack TOKENIZER AR MASKED --out DIR``: training runs as one folder that the pipeline loads."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="hybrid-pack",
         description="Pack a tokenizer, an AR and a masked model into one folder, in half precision.",
         epilog="Each is a run's folder, whose final (else best, else newest averaged) weights are taken, or a file. "
+        "Name one run as AR and MASKED where one network is both. "
         "Load the pair with HybridPipeline.from_pretrained(DIR).",
     )
     for name in ("tokenizer", "ar", "masked"):
@@ -37,9 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
     runs = {name: getattr(arguments, name) for name in ("tokenizer", "ar", "masked")}
     pipeline = pack(runs, arguments.out, read_settings(arguments.defaults), card=card)
     for name in runs:
+        kind = pipeline.kinds[name]
+        if name == "masked" and pipeline.masked is pipeline.ar:
+            print(f"{name}: {kind}, the same network as ar")
+            continue
         count = sum(value.numel() for value in getattr(pipeline, name).parameters())
         size = (arguments.out / name / "model.safetensors").stat().st_size
-        print(f"{name}: {pipeline.kinds[name]}, {count / 1e6:.1f}M parameters, {size / 1e6:.1f} MB")
+        print(f"{name}: {kind}, {count / 1e6:.1f}M parameters, {size / 1e6:.1f} MB")
     print(f"done: {arguments.out}")
     return 0
 

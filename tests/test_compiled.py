@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
 
 from hybrid.adapters.llama import init_weights
 from hybrid.adapters.llamagen import LlamaGen, TransformerConfig, build
@@ -56,8 +58,8 @@ def asked(model: LlamaGen, batch: int, grid: Grid = GRID) -> Any:
 def rolled(model: LlamaGen, batch: int, length: int, *, capacity: int | None = None, past: float = 0.0) -> Tensor:
     """Logits of every place of greedy drawing; ``past`` lies in the cache where nothing was written yet."""
     logits, state = model.prefill(asked(model, batch), capacity or length)
-    for keys_values in state.cache.keys_values:
-        keys_values[:, :, :, state.offset :] = past
+    for tensor in state.cache.tensors:
+        tensor[:, :, state.offset :] = past
     seen = [logits]
     for _ in range(length - 1):
         seen.append(model.advance(seen[-1].argmax(-1), state))
@@ -160,3 +162,15 @@ def test_inductor_draws_the_same_tokens() -> None:
     plain = drawn()
     made.compile_step()
     assert torch.equal(drawn(), plain)
+
+
+@pytest.mark.slow
+def test_the_compiled_step_writes_the_cache_where_it_stands() -> None:
+    """Of what a step allocates only the scores grow, with the place; nothing has the cache's capacity."""
+    made = model()
+    made.compile_step()
+    with torch.inference_mode():
+        _, state = made.prefill(asked(made, 2, Grid(32, 32)), 700)
+        _, (code, *_) = run_and_get_code(made.advance, torch.tensor([1, 2]), state)
+    allocated = re.findall(r"= empty_strided_cpu\((.*)", code)
+    assert allocated and len(set(re.findall(r"\bs\d+\b", " ".join(allocated)))) == 1

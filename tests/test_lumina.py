@@ -357,7 +357,7 @@ def test_rotary_angles_are_exact_whatever_the_weights_are() -> None:
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits[0, :, :256], golden()["logits_0"], atol=0.2, rtol=0)
     _, state = model.prefill(condition, 24)
-    assert {layer.dtype for layer in state.cache.keys_values} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in state.cache.tensors} == {torch.bfloat16}
 
 
 def test_wrong_weights_and_configurations_are_refused() -> None:
