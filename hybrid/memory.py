@@ -38,7 +38,8 @@ class Memory:
     Attributes:
         weights: by component.
         cache: keys and values of the AR model.
-        phases: what else is alive at the peak of ``prefix``, ``fill`` and ``decode``.
+        phases: what else is alive at the peak of ``prefix``, ``fill`` (with the cache, where one network is both models
+            and hands it over) and ``decode``.
     """
 
     weights: dict[str, int]
@@ -47,7 +48,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The most at any time: all weights with the neediest phase. The cache is gone after the prefix."""
+        """The most at any time: all weights with the neediest phase."""
         needs = [size + (self.cache if phase == "prefix" else 0) for phase, size in self.phases.items()]
         return sum(self.weights.values()) + max(needs, default=0)
 
@@ -121,13 +122,16 @@ def work_out(
     once = {id(part): (name, part) for name, part in reversed(list(parts.items())) if part is not None}
     weights = {name: module_bytes(part) for name, part in reversed(list(once.values()))}
     cache, phases = 0, {}
+    # One network for both hands its cache over, which has room for the whole grid then.
+    handed_over = ar is not None and masked is ar and 0 < length < grid.places
+    capacity = grid.places if handed_over else length
     if ar is not None and length:
         with counted() as alive:
-            logits, state = ar.prefill(conditions(ar, rows, grid), length)
+            logits, state = ar.prefill(conditions(ar, rows, grid, mask_device="cpu"), capacity)
         cache = sum(tensor.nbytes for tensor in state.cache.tensors)
         phases["prefix"] = alive.peak - cache + batch * logits.shape[-1] * DRAW_BYTES
     if masked is not None and length < grid.places:
-        phases["fill"] = _fill(masked, rows, batch, grid, grid.places - length)
+        phases["fill"] = _fill(masked, rows, batch, grid, grid.places - length) + (cache if handed_over else 0)
     if tokenizer is not None:
         width = tokenizer.codebook_kd.shape[1]
         weight = next(tokenizer.parameters())
@@ -144,7 +148,7 @@ def _fill(masked: Any, rows: int, batch: int, grid: Grid, unknown: int) -> int:
     places = torch.zeros(rows, unknown, dtype=torch.long, device="meta")
     try:
         with counted() as alive:
-            logits = masked.logits(tokens, conditions(masked, rows, grid), places)
+            logits = masked.logits(tokens, conditions(masked, rows, grid, mask_device="meta"), places)
     except (NotImplementedError, RuntimeError) as error:
         raise ValueError(f"memory: a {type(masked).__name__} cannot be run on shapes alone ({error})") from None
     # Guidance keeps both streams and makes a float32 table of its own, from which the tokens are drawn.
@@ -153,8 +157,12 @@ def _fill(masked: Any, rows: int, batch: int, grid: Grid, unknown: int) -> int:
     return max(alive.peak, drawing)
 
 
-def conditions(model: Any, rows: int, grid: Grid) -> Any:
-    """A condition of as many rows as a request has: of a language model with prompts of 64 ids."""
+def conditions(model: Any, rows: int, grid: Grid, *, mask_device: str) -> Any:
+    """A condition of as many rows as a request has: of a language model with prompts of 64 ids.
+
+    Args:
+        mask_device: of the mask of a caption's tokens, whose values an AR model looks at, so that they must exist.
+    """
     if hasattr(model, "text_tokenizer"):
         from hybrid.adapters.lumina_prompt import LuminaCondition
 
@@ -164,8 +172,7 @@ def conditions(model: Any, rows: int, grid: Grid) -> Any:
     if model.classes is not None:
         return ClassCondition(torch.zeros(rows, dtype=torch.long, device="meta"), model.classes, grid)
     embedding = torch.zeros(rows, model.text_tokens, model.text_width, device="meta", dtype=model.output.weight.dtype)
-    values = hasattr(model, "score")  # an AR model looks at the mask's values, so that they must exist
-    mask = torch.ones(rows, model.text_tokens, dtype=torch.bool, device="cpu" if values else "meta")
+    mask = torch.ones(rows, model.text_tokens, dtype=torch.bool, device=mask_device)
     return TextCondition(embedding, mask, torch.zeros(rows, dtype=torch.bool, device="meta"), grid)
 
 

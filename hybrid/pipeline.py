@@ -159,7 +159,7 @@ class HybridPipeline:
             spec = getattr(config, component)
             if spec is None:
                 continue
-            if component == "masked" and spec == config.ar:  # one network for both
+            if component == "masked" and spec == config.ar and kept.ar == kept.masked:  # one network for both
                 parts[component], kinds[component] = parts["ar"], spec.kind
                 continue
             weights = None if spec.weights is None else resolve_weights(spec.weights, path.parent)
@@ -250,15 +250,15 @@ class HybridPipeline:
     def in_dtype(self, dtype: AnyType) -> HybridPipeline:
         """This pairing with its image models in other types; made from the loaded weights once and kept.
 
+        One network that is both models becomes two of them where it gets two types, and hands no cache over then.
+
         Raises:
-            ValueError: quantized or spread by ``device_map``, or two types for one network.
+            ValueError: quantized or spread by ``device_map``.
         """
         types = find_types(dtype, self.device)
         if self.quantized is not None or is_spread(self.ar):
             how = "spread by device_map" if is_spread(self.ar) else "with quantized weights"
             raise ValueError(f"dtype: a model {how} keeps the type that it was loaded in")
-        if self.masked is self.ar and types.ar != types.masked:
-            raise ValueError(f"dtype {types}: AR model and masked model are one network; give both one type")
         self._other_types.setdefault(self.types, self)
         if types not in self._other_types:
             pool = list(self._other_types.values())
@@ -269,7 +269,7 @@ class HybridPipeline:
                 if isinstance(module, nn.Module):
                     same = [getattr(one, component) for one in pool if one.types.of(component) == types.of(component)]
                     setattr(other, component, same[0] if same else copy.deepcopy(module).to(types.of(component)))
-            if self.masked is self.ar:
+            if self.masked is self.ar and types.ar == types.masked:
                 other.masked = other.ar
             other.sampler = HybridSampler(
                 other.ar, other.masked, other.tokenizer, ar_tokenizer=other.ar_tokenizer, lossy=self.lossy

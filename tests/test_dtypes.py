@@ -93,8 +93,8 @@ def test_models_without_weights_and_one_network_for_both() -> None:
     assert pipe([1], seed=0, dtype="ar=bf16").settings["dtype"] == "ar=bf16,masked=fp32,decode=fp32"
     pair = class_pair()
     pair.masked = pair.ar
-    with pytest.raises(ValueError, match="AR model and masked model are one network; give both one type"):
-        pair.in_dtype("ar=bf16")
+    apart, together = pair.in_dtype("ar=bf16"), pair.in_dtype("bf16")
+    assert weights(apart)[:2] == [BF16, FP32] and together.masked is together.ar is apart.ar and apart.masked is pair.ar
 
 
 class Costs:

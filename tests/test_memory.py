@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from pairs import class_pair, text_pair
 from torch import nn
 
+from hybrid.adapters.unified import create
 from hybrid.cli import main
 from hybrid.memory import DRAW_BYTES, Alive, Memory, build, plan_pair, work_out
 from hybrid.pairing import find_pair, read_pair
@@ -15,6 +18,7 @@ from hybrid.sampling import draw
 from hybrid.types import MASK, Grid
 
 GRID = Grid(4, 4)
+SHAPE = {"dim": 16, "n_layer": 2, "n_head": 2, "multiple_of": 8, "vocab_size": 12, "block_size": 16}
 
 
 def test_what_is_alive_is_counted_and_what_is_freed_is_not() -> None:
@@ -123,15 +127,28 @@ def test_every_shipped_pairing_that_names_its_sizes_has_a_plan(name: str) -> Non
 def test_an_embedded_pairs_weights_are_those_that_it_loads() -> None:
     pipe = HybridPipeline.from_pretrained("fashion")
     told = plan_pair(read_pair(find_pair("fashion")), torch.float32)
-    assert told.weights == {
-        name: sum(v.nbytes for v in (*m.parameters(), *m.buffers())) for name, m in parts(pipe).items()
-    }
+    # A network that is both models counts once, as ``ar``.
+    own = {name: module for name, module in parts(pipe).items() if name != "masked" or pipe.masked is not pipe.ar}
+    assert told.weights == {name: sum(v.nbytes for v in (*m.parameters(), *m.buffers())) for name, m in own.items()}
 
 
 def test_a_network_that_is_both_models_counts_once() -> None:
     pipe = class_pair()
     both = {"ar": pipe.ar.to("meta"), "masked": pipe.ar.to("meta"), "tokenizer": pipe.tokenizer.to("meta")}
     assert set(work_out(both, GRID, ar_tokens=16).weights) == {"ar", "tokenizer"}
+
+
+@pytest.mark.parametrize("kind", [{"num_classes": 5}, {"model_type": "t2i", "caption_dim": 6, "cls_token_num": 3}])
+def test_one_network_for_both_keeps_a_cache_of_the_whole_grid_in_the_fill(kind: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        net = create({**SHAPE, **kind})[0]
+    parts = {"ar": net, "masked": net}
+    condition_tokens = kind.get("cls_token_num", 1)
+    handed_over, alone = (work_out(parts, GRID, ar_tokens=length) for length in (4, 0))
+    # Layers, keys and values, rows with guidance, width, tokens, bytes.
+    assert handed_over.cache == 2 * 2 * 2 * 16 * (condition_tokens + 16) * 4
+    assert alone.cache == 0 and alone.phases["fill"] > 0
+    assert 0 < handed_over.phases["fill"] - handed_over.cache <= alone.phases["fill"]
 
 
 def test_lumina_7b_at_768_with_a_775m_completer_fits_24_gb() -> None:

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from hybrid import HybridPipeline
+from hybrid.adapters import unified
 from hybrid.checkpoint import read_weights, save_weights
 from hybrid.pack_cli import main
 
 PARTS = ("tokenizer", "ar", "masked")
+SHAPE = {"dim": 16, "n_layer": 2, "n_head": 2, "multiple_of": 8, "vocab_size": 12, "block_size": 16}
 
 
 def runs(folder: Path, pipeline: HybridPipeline) -> list[str]:
@@ -62,6 +64,19 @@ def test_another_pairs_index_gives_its_settings_and_the_card_stays(tmp_path: Pat
     assert (tmp_path / "packed" / "README.md").read_text() == "# Mine\n"
     first, packed = (json.loads((tmp_path / name / "model_index.json").read_text()) for name in ("first", "packed"))
     assert packed == first
+
+
+def test_one_run_named_twice_is_one_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = runs(tmp_path, pairs.class_pair())[0]
+    network, fields = unified.create({**SHAPE, "num_classes": len(pairs.CLASSES)})
+    save_weights(tmp_path / "one.safetensors", network.state_dict(), metadata={"kind": "unified", "config": fields})
+    one, asked = str(tmp_path / "one.safetensors"), settings(tmp_path / "pair.yaml", classes=pairs.CLASSES)
+    out = tmp_path / "packed"
+    assert main([tokenizer, one, one, "--defaults", asked, "--out", str(out)]) == 0
+    assert "masked: unified, the same network as ar\n" in capsys.readouterr().out
+    assert not (out / "masked").exists()
+    packed = HybridPipeline.from_pretrained(out)
+    assert packed.masked is packed.ar
 
 
 def test_what_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -233,6 +233,8 @@ def test_a_saved_pair_is_one_file_and_one_network_again(tmp_path: Path) -> None:
     assert loaded.ar is loaded.masked and isinstance(loaded.ar, Unified) and loaded.kinds == pipe.kinds
     half = loaded.in_dtype(torch.bfloat16)
     assert half.ar is half.masked and half.ar is not loaded.ar
+    apart = HybridPipeline.from_pretrained(tmp_path, dtype="masked=bf16")
+    assert apart.ar is not apart.masked and str(apart.types) == "ar=fp32,masked=bf16,decode=fp32"
     one, other = (each(["Bag", "Sneaker"], seed=3, output_type="tokens").tokens for each in (pipe, loaded))
     assert torch.equal(one, other)
 
