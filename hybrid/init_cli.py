@@ -1,4 +1,5 @@
-"""``hybrid-init-maskgil LLAMAGEN_FILE -o OUT.safetensors``: a MaskGIL that starts from LlamaGen's weights."""
+"""``hybrid-init-maskgil LLAMAGEN_FILE -o OUT.safetensors``: a MaskGIL, or one network for both phases, that starts from
+LlamaGen's weights."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="hybrid-init-maskgil",
         description="Write a MaskGIL, ready to be trained, whose blocks and embeddings are a LlamaGen's.",
-        epilog="Load it with hybrid.adapters.load('maskgil', OUT). Untrained, it draws nothing sensible.",
+        epilog="Train it with hybrid-train --init OUT. Untrained, it fills nothing sensibly.",
     )
     parser.add_argument("weights", type=Path, help="LlamaGen's weights: .pt, .safetensors or a folder")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the .safetensors file to write")
@@ -21,15 +22,21 @@ def main(argv: list[str] | None = None) -> int:
         help="LlamaGen's size, such as c2i-L-384 or t2i-XL-512 (default: what the file tells, with its grid as 16x16 "
         "where it does not say)",
     )
+    parser.add_argument(
+        "--kind",
+        choices=("maskgil", "unified"),
+        default="maskgil",
+        help="what to write: a MaskGIL, or the one network that is AR and masked model (default: maskgil)",
+    )
     arguments = parser.parse_args(argv)
     try:
-        return run(arguments.weights, arguments.out, arguments.config)
+        return run(arguments.weights, arguments.out, arguments.config, arguments.kind)
     except (ValueError, OSError) as error:
         print(f"hybrid-init-maskgil: {error}", file=sys.stderr)
         return 2
 
 
-def run(weights: Path, out: Path, config: str | None) -> int:
+def run(weights: Path, out: Path, config: str | None, kind: str = "maskgil") -> int:
     """Read, rename and write.
 
     Raises:
@@ -42,11 +49,12 @@ def run(weights: Path, out: Path, config: str | None) -> int:
         raise ValueError(f"{out}: expected a name that ends in .safetensors")
     if out.resolve() == weights.resolve():
         raise ValueError(f"{out}: is the file to be read; name another one")
-    state, fields = init_from_file(weights, config)
-    save_weights(out, state, metadata={"kind": "maskgil", "config": fields.model_dump()})
+    state, fields = init_from_file(weights, config, kind=kind)
+    save_weights(out, state, metadata={"kind": kind, "config": fields.model_dump()})
     count = sum(tensor.numel() for tensor in state.values())
     asked = "captions" if fields.model_type == "t2i" else f"{fields.num_classes} classes"
-    print(f"{out}: MaskGIL, {count / 1e6:.1f}M parameters, {fields.vocab_size} codes, {fields.grid} grid, {asked}")
+    name = "MaskGIL" if kind == "maskgil" else "one network for both phases"
+    print(f"{out}: {name}, {count / 1e6:.1f}M parameters, {fields.vocab_size} codes, {fields.grid} grid, {asked}")
     return 0
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hybrid.adapters import load
 from hybrid.adapters.llamagen import CONFIGS, TransformerConfig
-from hybrid.adapters.maskgil import build
+from hybrid.adapters.maskgil import MaskGILConfig, build
 from hybrid.adapters.maskgil_init import from_llamagen, init_from_file, masked_config
 from hybrid.checkpoint import read_weights
 from hybrid.init_cli import main
@@ -78,7 +78,8 @@ def test_one_layer_sees_at_the_last_place_what_llamagen_sees_there(kind: str) ->
 def test_full_size_shapes(name: str) -> None:
     state = {key: torch.empty(shape, device="meta") for key, shape in SHAPES[f"llamagen-{name}"].items()}
     made, config = init_from_file(state, name)
-    assert config.grid == TransformerConfig(**CONFIGS[name]).grid and config.rope == "2d"
+    assert isinstance(config, MaskGILConfig) and config.rope == "2d"
+    assert config.grid == TransformerConfig(**CONFIGS[name]).grid
     with torch.device("meta"):
         expected = build(config).state_dict()
     assert {key: tensor.shape for key, tensor in made.items()} == {key: t.shape for key, t in expected.items()}
@@ -98,6 +99,26 @@ def test_the_command_from_file_to_file(kind: str, tmp_path: Path, capsys: pytest
     assert read_weights(out)[1]["kind"] == "maskgil"
     assert torch.equal(net.layers[1].attention.wqkv.weight, state["layers.1.attention.wqkv.weight"].float())
     logits = net.logits(torch.full((3, 16), MASK), net.condition(prompts(kind)))
+    assert logits.shape == (3, 16, 64) and torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("kind", FILES)
+@torch.no_grad()
+def test_one_network_for_both_starts_as_the_ar_model(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Token by token it is LlamaGen to the bit; its fill is another reading with the same head."""
+    out = tmp_path / "start.safetensors"
+    assert main([str(FILES[kind]), "-o", str(out), "--kind", "unified"]) == 0
+    assert ": one network for both phases, " in capsys.readouterr().out
+    net, (state, config) = load("unified", out), golden(kind)
+    ar = load("llamagen", state, config.model_dump())
+    tokens = torch.randint(64, (3, 16), generator=torch.Generator().manual_seed(0))
+    ours, theirs = net.condition(prompts(kind)), ar.condition(prompts(kind))
+    assert torch.equal(net.score(tokens, ours), ar.score(tokens, theirs))
+    assert torch.equal(net.output_masked.weight, net.output.weight)
+    tokens[:, 5:] = MASK
+    logits = net.logits(tokens, ours)
     assert logits.shape == (3, 16, 64) and torch.isfinite(logits).all()
 
 
