@@ -49,7 +49,7 @@ class CompiledStep:
             backend=backend,
             dynamic=True,
             mode="reduce-overhead" if graphs else None,
-            **_own_limit(),
+            **own_limit(),
         )
 
     def __call__(self, model: Decoder, tokens_b1: Tensor, start: int, state: Any) -> Tensor:
@@ -67,8 +67,9 @@ class CompiledStep:
         return logits_b1k.clone() if self._graphs else logits_b1k  # type: ignore[no-any-return]
 
 
-def _own_limit() -> dict[str, Any]:
-    """A count of compilations for each model, where torch has that; elsewhere all models share torch's own limit."""
+def own_limit() -> dict[str, Any]:
+    """Arguments of torch.compile: a count of compilations for each model, where torch has that; elsewhere all models
+    share torch's own limit."""
     known = signature(torch.compile).parameters
     return {name: value for name, value in OWN_LIMIT.items() if name in known}
 

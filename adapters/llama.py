@@ -125,18 +125,9 @@ class KVCache:
         for own, layer in zip(self.tensors, other.tensors, strict=True):
             own[row, :, : other.capacity] = layer[source]
 
-    def write(self, layer: int, key: Tensor, value: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-        """Store (b, heads, w, head_dim) at the window's indices; return all keys and values up to its end."""
-        key, value = key.detach(), value.detach()
-        keys, values = self.keys[layer], self.values[layer]
-        if window.start is not None:
-            keys[:, :, window.start : window.end] = key
-            values[:, :, window.start : window.end] = value
-        else:
-            index = window.indices_bw.to(key.device)[:, None, :, None].expand_as(key)
-            keys.scatter_(2, index, key)
-            values.scatter_(2, index, value)
-        return keys[:, :, : window.end], values[:, :, : window.end]
+    def layer(self, index: int, window: Window) -> LayerCache:
+        """One layer's part, to be written in a window."""
+        return LayerCache(self.keys[index], self.values[index], window)
 
 
 def devices_of(layers: nn.ModuleList) -> list[torch.device]:
@@ -160,6 +151,28 @@ class Window:
     indices_bw: Tensor
     start: int | None
     end: int
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """One layer's keys and values (b, heads, capacity, head_dim) and where new ones go. It does not say which layer it
+    is of, so that one compiled block serves them all."""
+
+    keys: Tensor
+    values: Tensor
+    window: Window
+
+    def write(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (b, heads, w, head_dim) at the window's indices; return all keys and values up to its end."""
+        key, value, window = key.detach(), value.detach(), self.window
+        if window.start is not None:
+            self.keys[:, :, window.start : window.end] = key
+            self.values[:, :, window.start : window.end] = value
+        else:
+            index = window.indices_bw.to(key.device)[:, None, :, None].expand_as(key)
+            self.keys.scatter_(2, index, key)
+            self.values.scatter_(2, index, value)
+        return self.keys[:, :, : window.end], self.values[:, :, : window.end]
 
 
 def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -192,15 +205,14 @@ class Attention(nn.Module):
         rope: Tensor,
         mask: Tensor | None,
         causal: bool,
-        cache: tuple[KVCache, int, Window] | None,
+        cache: LayerCache | None,
     ) -> Tensor:
         query, key, value = self.wqkv(x_bnd).unflatten(-1, (3, self.heads, -1)).unbind(dim=2)
         query = rotate(self.q_norm(query), rope).transpose(1, 2)
         key = rotate(self.k_norm(key), rope).transpose(1, 2)
         value = value.transpose(1, 2)
         if cache is not None:
-            store, layer, window = cache
-            key, value = store.write(layer, key, value, window)
+            key, value = cache.write(key, value)
         if torch.compiler.is_compiling() and query.shape[2] == 1 and few_on_cpu(x_bnd):
             out = attend_one(query, key, value, mask)
         else:
@@ -236,9 +248,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(dim, eps)
         self.ffn_norm = RMSNorm(dim, eps)
 
-    def forward(
-        self, x: Tensor, rope: Tensor, mask: Tensor | None, causal: bool, cache: tuple[KVCache, int, Window] | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None, causal: bool, cache: LayerCache | None) -> Tensor:
         if self.post_norm:
             x = x + self._drop(self.attention_norm(self.attention(x, rope, mask, causal, cache)))
             return x + self._drop(self.ffn_norm(self.feed_forward(x)))
@@ -290,8 +300,8 @@ def run(
         window: see ``cache``.
     """
     for index, layer in enumerate(layers):
-        slot = (cache, index, window) if cache is not None and window is not None else None
-        x_bnd = layer(x_bnd, rope, mask, causal, slot)
+        own = cache.layer(index, window) if cache is not None and window is not None else None
+        x_bnd = layer(x_bnd, rope, mask, causal, own)
     return x_bnd
 
 

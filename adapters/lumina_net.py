@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .llama import KVCache, RMSNorm, Window, devices_of
+from .llama import KVCache, LayerCache, RMSNorm, Window, devices_of
 from .lumina_config import LuminaConfig
 
 
@@ -56,14 +56,13 @@ class Attention(nn.Module):
         self.q_norm = HeadNorm(config.num_attention_heads, self.head_dim)
         self.k_norm = HeadNorm(config.num_key_value_heads, self.head_dim)
 
-    def forward(self, x_bnd: Tensor, table: Tensor, mask: Tensor, cache: tuple[KVCache, int, Window] | None) -> Tensor:
+    def forward(self, x_bnd: Tensor, table: Tensor, mask: Tensor, cache: LayerCache | None) -> Tensor:
         heads = (-1, self.head_dim)
         query = rotate_halves(self.q_norm(self.q_proj(x_bnd).unflatten(-1, heads)), table).transpose(1, 2)
         key = rotate_halves(self.k_norm(self.k_proj(x_bnd).unflatten(-1, heads)), table).transpose(1, 2)
         value = self.v_proj(x_bnd).unflatten(-1, heads).transpose(1, 2)
         if cache is not None:
-            store, layer, window = cache
-            key, value = store.write(layer, key, value, window)
+            key, value = cache.write(key, value)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=self.grouped)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
@@ -93,7 +92,7 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x_bnd: Tensor, table: Tensor, mask: Tensor, cache: tuple[KVCache, int, Window] | None) -> Tensor:
+    def forward(self, x_bnd: Tensor, table: Tensor, mask: Tensor, cache: LayerCache | None) -> Tensor:
         if self.swin_norm:
             x_bnd = x_bnd + self.input_layernorm(self.self_attn(x_bnd, table, mask, cache))
             return x_bnd + self.post_attention_layernorm(self.mlp(x_bnd))
@@ -132,5 +131,5 @@ class Chameleon(nn.Module):
         x_bnd = self.embed_tokens(ids_bn)
         table = rotary(positions_bn, self.head_dim, self.shape.rope_theta)
         for index, layer in enumerate(self.layers):
-            x_bnd = layer(x_bnd, table, mask, None if cache is None else (cache, index, window))
+            x_bnd = layer(x_bnd, table, mask, None if cache is None else cache.layer(index, window))
         return self.norm(x_bnd)

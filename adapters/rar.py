@@ -26,7 +26,7 @@ from hybrid.types import Grid, Prompts
 from .any_order import own_grid
 from .conditions import ClassCondition, class_condition
 from .halton import modulation
-from .llama import KVCache, Window, devices_of
+from .llama import KVCache, LayerCache, Window, devices_of
 from .loading import load_network, shape_of
 
 EPS = 1e-6
@@ -60,9 +60,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     }.items()
 }
 
-Slot = tuple[KVCache, int, Window]
-"""Where one layer keeps its keys and values: the cache, the layer's number, the window that is written."""
-
 
 class Attention(nn.Module):
     """Multi-head attention whose query and key heads pass a LayerNorm each."""
@@ -75,12 +72,11 @@ class Attention(nn.Module):
         self.k_norm = nn.LayerNorm(dim // heads, eps=EPS)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_bld: Tensor, mask: Tensor | None, slot: Slot | None) -> Tensor:
+    def forward(self, x_bld: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         query, key, value = self.qkv(x_bld).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(dim=2)
         query, key = self.q_norm(query), self.k_norm(key)
-        if slot is not None:
-            cache, layer, window = slot
-            key, value = cache.write(layer, key, value, window)
+        if cache is not None:
+            key, value = cache.write(key, value)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.proj(out.transpose(1, 2).flatten(2))
 
@@ -108,9 +104,9 @@ class Block(nn.Module):
         self.mlp = FeedForward(dim, hidden)
         self.adaLN_modulation = modulation(dim, 6 * dim)
 
-    def forward(self, x_bld: Tensor, asked_bld: Tensor, mask: Tensor | None, slot: Slot | None) -> Tensor:
+    def forward(self, x_bld: Tensor, asked_bld: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(asked_bld).chunk(6, dim=-1)
-        x_bld = x_bld + gate1 * self.attn(self.norm1(x_bld) * (1 + scale1) + shift1, mask, slot)
+        x_bld = x_bld + gate1 * self.attn(self.norm1(x_bld) * (1 + scale1) + shift1, mask, cache)
         return x_bld + gate2 * self.mlp(self.norm2(x_bld) * (1 + scale2) + shift2)
 
 
@@ -277,8 +273,8 @@ class RAR(nn.Module):
         if x_bld.shape[1] > 1 or (window is not None and window.start is None):
             mask = (torch.arange(end, device=x_bld.device) <= indices_bl[..., None])[:, None]
         for layer, block in enumerate(self.blocks):
-            slot = (cache, layer, window) if cache is not None and window is not None else None
-            x_bld = block(x_bld, asked_bld, mask, slot)
+            own = cache.layer(layer, window) if cache is not None and window is not None else None
+            x_bld = block(x_bld, asked_bld, mask, own)
         return self.lm_head(self.adaln_before_head(x_bld, asked_bld)).float()
 
 

@@ -237,11 +237,13 @@ class HybridPipeline:
 
     def compile(self) -> None:
         """Compile the AR model's decoding step, the transformer blocks and the decoder in place (torch.compile)."""
+        from hybrid.adapters.compiled import own_limit
+
         if hasattr(self.ar, "compile_step"):
             self.ar.compile_step()
-        for model in (self.ar, self.masked):
+        for model in (self.ar, self.masked)[: 1 if self.masked is self.ar else 2]:
             for block in getattr(model, "layers", []):
-                block.compile()
+                block.compile(**own_limit())
         for tokenizer in (self.tokenizer, self.ar_tokenizer):
             if isinstance(getattr(tokenizer, "decoder", None), nn.Module):
                 tokenizer.decoder.compile()
