@@ -9,14 +9,15 @@ Parameter names are those of LlamaGen's and MaskGIL's checkpoints (``layers.0.at
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybrid.few_rows import Linear, few_on_cpu
+from hybrid.few_rows import Linear, few_on_cpu, product
 from hybrid.types import Grid
 
 
@@ -221,16 +222,43 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """SwiGLU. Where nothing is learned, gate and up projection can be one product, see ``fuse``."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.w1 = Linear(dim, hidden)
         self.w3 = Linear(dim, hidden)
         self.w2 = Linear(hidden, dim)
+        self._both: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        if self._both is None or torch.is_grad_enabled():
+            gate, up = self.w1(x), self.w3(x)
+        else:
+            gate, up = product(x, self._both).chunk(2, dim=-1)
+        return self.w2(F.silu(gate) * up)
+
+    @torch.no_grad()
+    def fuse(self) -> None:
+        """Lay the weights of ``w1`` and ``w3`` side by side in memory, where each stays a parameter of its own. Casts
+        and moves keep them so; a copy (``copy.deepcopy``) begins unfused."""
+        self._both = torch.cat((self.w1.weight, self.w3.weight))
+        self.w1.weight.data, self.w3.weight.data = self._both.chunk(2)
+
+    def split(self) -> None:
+        """Undo ``fuse``: before a weight is replaced."""
+        self._both = None
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FeedForward:
+        fused = self._both is not None
+        self.split()
+        super()._apply(fn, recurse)
+        if fused:
+            self.fuse()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_both": None}
 
 
 class Block(nn.Module):
@@ -308,6 +336,13 @@ def run(
 def at_places(x_bnd: Tensor, places_bm: Tensor | None) -> Tensor:
     """x at the given places of each image, (b, m, d); at all of them where none are given."""
     return x_bnd if places_bm is None else x_bnd.gather(1, places_bm[..., None].expand(-1, -1, x_bnd.shape[-1]))
+
+
+def fuse(module: nn.Module) -> None:
+    """``FeedForward.fuse`` in every block."""
+    for part in module.modules():
+        if isinstance(part, FeedForward):
+            part.fuse()
 
 
 def init_weights(module: nn.Module, std: float = 0.02) -> None:

@@ -29,7 +29,7 @@ from .conditions import (
     class_condition,
     text_condition,
 )
-from .llama import KVCache, RMSNorm, Window, blocks, devices_of, ffn_width, grid_rope, init_weights, run
+from .llama import KVCache, RMSNorm, Window, blocks, devices_of, ffn_width, fuse, grid_rope, init_weights, run
 from .loading import load_network, resolve, shape_of
 
 
@@ -175,6 +175,10 @@ class LlamaGen(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.output.weight.device
+
+    def prepare(self) -> None:
+        """Before inference: see ``llama.FeedForward.fuse``."""
+        fuse(self.layers)
 
     def condition(self, prompts: Prompts, grid: Grid | None = None) -> ClassCondition | TextCondition:
         """Labels, captions or (embedding_bsd, mask_bs) as a condition; see ``conditions``.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hybrid.types import MASK, Grid, Prompts, TextEncoder
 
 from .conditions import CaptionEmbedding, ClassCondition, TextCondition, class_condition, text_condition
-from .llama import KVCache, RMSNorm, Window, at_places, blocks, devices_of, grid_rope, init_weights, rope_1d, run
+from .llama import KVCache, RMSNorm, Window, at_places, blocks, devices_of, fuse, grid_rope, init_weights, rope_1d, run
 from .llamagen import WIDTHS, TransformerConfig, arguments, count_layers, infer_heads, spread_codes
 from .loading import load_network, resolve, shape_of
 
@@ -124,6 +124,10 @@ class MaskGIL(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.output.weight.device
+
+    def prepare(self) -> None:
+        """Before inference: see ``llama.FeedForward.fuse``."""
+        fuse(self.layers)
 
     def condition(self, prompts: Prompts, grid: Grid | None = None) -> ClassCondition | TextCondition:
         """Labels, captions or (embedding_bsd, mask_bs) as a condition; see ``conditions``.

@@ -85,6 +85,9 @@ def pairing(
     drawing = {"guidance_scale": SCALE, "top_k": TOP_K}
     defaults = DefaultsConfig.model_validate({"ar": drawing, "masked": drawing})
     pipeline = HybridPipeline(tokenizer, ar=ar, masked=masked, defaults=defaults, name=f"LlamaGen-{size}")
+    for part in (ar, masked, tokenizer):
+        if part is not None:
+            part.prepare()
     if int8:
         quantize_blocks(pipeline, "int8")
     if compiled and device.type == "cuda":

@@ -87,6 +87,9 @@ def replace_weights(model: Any, scheme: str) -> None:
     layers = getattr(model, "layers", None)
     if not isinstance(layers, nn.Module):
         raise ValueError(f"quantize {scheme}: a {type(model).__name__} has no blocks to quantize")
+    for part in layers.modules():
+        if hasattr(part, "split"):
+            part.split()
     linear = [part for part in layers.modules() if isinstance(part, nn.Linear)]
     weight = linear[0].weight
     if scheme == "int4" and (weight.device.type, weight.dtype) != ("cuda", torch.bfloat16):

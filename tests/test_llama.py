@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybrid.adapters.llama import KVCache, RMSNorm, Window, blocks, ffn_width, grid_rope, rope_1d, rope_2d, rotate, run
+from hybrid.adapters.llama import (
+    FeedForward,
+    KVCache,
+    RMSNorm,
+    Window,
+    blocks,
+    ffn_width,
+    grid_rope,
+    rope_1d,
+    rope_2d,
+    rotate,
+    run,
+)
+from hybrid.quantize import replace_weights
 from hybrid.types import Grid
 
 CPU = torch.device("cpu")
@@ -122,3 +139,51 @@ def test_a_cache_equals_one_causal_pass(together: bool) -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match=r"^dim 16 is not a multiple of n_head 3$"):
         blocks(1, 16, 3, 32)
+
+
+def fused_layer() -> FeedForward:
+    torch.manual_seed(0)
+    layer = FeedForward(8, 12)
+    layer.fuse()
+    return layer
+
+
+def both(layer: FeedForward) -> Tensor | None:
+    return layer._both
+
+
+def test_gate_and_up_as_one_product_equal_two() -> None:
+    layer = fused_layer()
+    plain = copy.deepcopy(layer)
+    assert both(layer) is not None and both(plain) is None
+    for rows in ((1, 1), (5, 6)):
+        x = torch.randn(*rows, 8)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), plain(x), atol=1e-6, rtol=1e-5)
+        assert torch.equal(layer(x), plain(x))  # where gradients are taken, both are two products
+    assert list(layer.state_dict()) == ["w1.weight", "w3.weight", "w2.weight"]
+
+
+def test_the_joined_weights_are_those_of_the_parameters_whatever_happens_to_them() -> None:
+    layer, x = fused_layer(), torch.randn(5, 8)
+
+    def expect(made: FeedForward, dtype: torch.dtype = torch.float32) -> None:
+        with torch.no_grad():
+            own = x.to(dtype)
+            split = made.w2(F.silu(made.w1(own)) * made.w3(own))
+            torch.testing.assert_close(made(own), split, atol=1e-2, rtol=1e-2)
+
+    step = torch.optim.SGD(layer.parameters(), lr=10.0)
+    layer(x).square().sum().backward()
+    step.step()
+    expect(layer)
+    layer.load_state_dict(FeedForward(8, 12).state_dict())
+    expect(layer)
+    layer.bfloat16()
+    joined = both(layer)
+    assert joined is not None and joined.dtype == torch.bfloat16
+    assert layer.w1.weight.untyped_storage().data_ptr() == joined.untyped_storage().data_ptr()
+    expect(layer, torch.bfloat16)
+    replace_weights(SimpleNamespace(layers=nn.ModuleList([layer])), "int8")
+    assert both(layer) is None
+    expect(layer, torch.bfloat16)
