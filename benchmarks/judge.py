@@ -25,7 +25,7 @@ from .judge_ways import Tried
 from .points import LEAST_PICTURES, Point, Sweep, SweepConfig
 from .report import read_raw
 from .statistics import Estimate, estimate
-from .sweep import Runner, open_pipeline
+from .sweep import STAGES, Runner, open_pipeline
 from .tables import number
 from .times import mean_of
 
@@ -173,11 +173,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, metavar="DIR", help="data folder (default: where hybrid-data writes it)")
     parser.add_argument("--pictures", type=int, default=200, metavar="N", help="of each way (200)")
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="turns of the clock (7)")
+    parser.add_argument("--only", choices=("fidelity", "speed", "report"), help="one stage; report only writes it anew")
     arguments = parser.parse_args(argv)
+    stages = {None: STAGES, "report": ()}.get(arguments.only, (arguments.only,))
     try:
         sweep = judge_sweep(arguments.pair, arguments.data_set, arguments.pictures, arguments.repeats)
-        for what, done, total in Runner(sweep, arguments.run, data=arguments.data, opened=open_tried).jobs():
+        for what, done, total in Runner(sweep, arguments.run, data=arguments.data, opened=open_tried).jobs(stages):
             print(f"{done}/{total} {what}", file=sys.stderr)
+        if arguments.only in ("fidelity", "speed"):
+            return 0
         report = write(arguments.run, arguments.out, name="judge", series=SERIES)
         found = verdicts(report, read_raw(arguments.run))
     except ValueError as error:

@@ -1,7 +1,8 @@
 """``hybrid-bench sample``: many pictures for others to evaluate, by one process or by several under ``torchrun``.
 
     DIR/request.json       what is drawn; another request in the same folder is refused
-    DIR/parts/*.npz        64 pictures each, whole or absent: a kill loses at most one part of each process
+    DIR/parts/*.npz        64 pictures each, whole or absent: a kill loses at most one part of each process, on a
+                           graphics card two (one is decoded while the next is drawn)
     DIR/png/*.png          every picture by its number
     DIR/samples.npz        arr_0 uint8 (n, h, w, 3), and arr_1 int64 (n,) labels where prompts are classes: the layout
                            of ADM's evaluation suite (Dhariwal and Nichol, arXiv 2105.05233)
@@ -19,7 +20,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
+from hybrid.beside import Decoding
+from hybrid.pictures import to_pil
 from hybrid.whole_files import replacing
 
 from .figures import write_json
@@ -53,18 +57,30 @@ def draw_parts(
         told: called with (what, done, total) parts of this process.
     """
     own = list(range(rank, len(range(0, count, PART)), world))
-    drawn = 0
-    for done, part in enumerate(own, 1):
-        path = part_path(out, part)
-        if not path.is_file():
-            first = part * PART
-            places = range(first, min(first + PART, count))
-            asked = [prompts[place % len(prompts)] for place in places]
-            images = pipeline(asked, seed=seed + first, output_type="pil", **settings).images
-            _write_part(path, out / "png", first, np.stack([np.asarray(image) for image in images]))
-            drawn += 1
-        told(f"process {rank}", done, len(own))
-    return drawn
+    missing = [part for part in own if not part_path(out, part).is_file()]
+    decoding = Decoding(pipeline.device)
+    tile = settings.get("tile", pipeline.defaults.tile)
+    waiting: tuple[int, Callable[[], Tensor]] | None = None
+
+    def write(part: int, images: Callable[[], Tensor]) -> None:
+        pictures = np.stack([np.asarray(to_pil(image)) for image in images()])
+        _write_part(part_path(out, part), out / "png", part * PART, pictures)
+        told(f"process {rank}", len(own) - len(missing) + missing.index(part) + 1, len(own))
+
+    for part in missing:
+        places = range(part * PART, min((part + 1) * PART, count))
+        asked = [prompts[place % len(prompts)] for place in places]
+        made = pipeline(asked, seed=seed + part * PART, output_type="tokens", **settings)
+        images = decoding.start(pipeline.sampler.decoder(made), made.tokens, made.grid, tile=tile)
+        if waiting is not None:
+            write(*waiting)
+        waiting = part, images
+        if decoding.stream is None:
+            write(*waiting)
+            waiting = None
+    if waiting is not None:
+        write(*waiting)
+    return len(missing)
 
 
 def prepare(out: Path, request: Mapping[str, Any]) -> None:

@@ -25,7 +25,8 @@ PROMPTS = ("a red apple", "a blue car", "a smiling cat", "a green tree", "an umb
 SAMPLES = 12
 """Looks at the server's memory while it is loaded."""
 
-MEMORY, BATCHES, DRAWN = "process_resident_memory_bytes", "hybrid_batch_pictures_count", "hybrid_pictures_total"
+MEMORY, DRAWN = "process_resident_memory_bytes", "hybrid_pictures_total"
+BATCHES, TOGETHER = "hybrid_batch_pictures_count", "hybrid_batch_pictures_sum"
 
 
 @dataclass
@@ -64,7 +65,7 @@ def summary(
         during: bytes of its memory at even intervals under load.
         lasted: seconds.
     """
-    drawn, batches = (after[name] - before[name] for name in (DRAWN, BATCHES))
+    drawn, batches, together = (after[name] - before[name] for name in (DRAWN, BATCHES, TOGETHER))
     errors = {end: count for end, count in tally.ends.items() if end not in ("200", "429")}
     return {
         "finished": len(tally.seconds),
@@ -72,7 +73,7 @@ def summary(
         "errors": errors,
         "seconds": {name: round(quantile(tally.seconds, share), 3) for name, share in (("p50", 0.5), ("p95", 0.95))},
         "pictures_per_second": round(drawn / lasted, 2),
-        "pictures_per_batch": round(drawn / batches, 2) if batches else 0.0,
+        "pictures_per_batch": round(together / batches, 2) if batches else 0.0,
         "memory": {
             "before": _mib(before[MEMORY]),
             "under_load": [_mib(value) for value in during],

@@ -5,7 +5,7 @@ token of each prefix, runs one masked pass, or decodes what is finished. A reque
 amid theirs, and is handed over as soon as its own prefix is there; masked passes know no past, so that requests at
 different passes, of different numbers of passes, share them. Each keeps its own uniforms: a picture is what it would be
 alone, up to the arithmetic of the models (see ``hybrid.sampler``). There are no threads here and no clock decides
-anything, so that a run can be repeated step by step.
+anything, so that a run can be repeated step by step. Whatever comes after it, what has begun comes to its end.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ from hybrid import tiling
 from hybrid.handoff import is_shared
 from hybrid.lanes import Lane
 from hybrid.phases import Callback, Cancelled, Fill, Sampling, Step, write_pass
-from hybrid.prepare import device_of, prepare, translate
+from hybrid.prepare import device_of, join, prepare, translate
+from hybrid.refine import Refine
 from hybrid.sampler import Clock, HybridSampler, settings_of
-from hybrid.tickets import Ticket, guided_logits
+from hybrid.sampling import require_sound
+from hybrid.tickets import Ticket, guided_logits, shares
 from hybrid.types import FROM_INPUT, MASK, Generation, Grid, Phases, Prompts
+from hybrid.verify import Verify
+from hybrid.zipar import ZipAR
 
 PATIENCE = 8
-"""AR tokens for which a finished prefix waits, so that others finish and share its masked passes."""
+"""AR tokens for which a finished prefix waits, so that others finish and share its masked passes. As many are written
+between two turns of the masked model, which last until those are done that began them."""
 
 
 class Batcher:
@@ -40,7 +45,8 @@ class Batcher:
         patience: see ``PATIENCE``.
 
     Verification, refinement, ZipAR, approximate reuse, and a network that is both models and hands its cache over draw
-    a request as a whole, in one step, in which the others wait.
+    a request as a whole: when those that began before it are done, together with all that began and are drawn in the
+    same way, in one step, in which the others wait.
     """
 
     def __init__(self, sampler: HybridSampler, *, pictures: int = 16, patience: int = PATIENCE) -> None:
@@ -48,7 +54,9 @@ class Batcher:
             raise ValueError(f"pictures {pictures}, patience {patience}: must be at least 1 and 0")
         self.sampler, self.pictures, self.patience = sampler, pictures, patience
         lead = sampler.masked if sampler.masked is not None else sampler.ar
-        self._clock = Clock(device_of(lead, sampler.tokenizer))
+        self._device = device_of(lead, sampler.tokenizer)
+        self._clock = Clock(self._device)
+        self._turn: list[Ticket] = []
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._lanes: list[Lane] = []
@@ -63,6 +71,11 @@ class Batcher:
         """Pictures that have begun."""
         return sum(ticket.count for ticket in self._running)
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What has been spent so far, by phase, each pass counted once; callbacks left out."""
+        return dict(self._clock.seconds)
+
     @torch.inference_mode()
     def submit(
         self,
@@ -74,13 +87,15 @@ class Batcher:
         ar_tokens: int | None = None,
         prefix: Sampling | None = None,
         fill: Fill | None = None,
+        verify: Verify | None = None,
+        refine: Refine | None = None,
+        zipar: ZipAR | None = None,
         negative: Prompts | None = None,
         tokens: Tensor | None = None,
         keep: Tensor | None = None,
         callback: Callback | None = None,
         decode: bool = True,
         tile: int | None = None,
-        **judged: Any,
     ) -> Ticket:
         """Queue a request; the arguments are ``HybridSampler.generate``'s. Nothing is drawn before ``step``.
 
@@ -89,31 +104,33 @@ class Batcher:
         """
         if len(seeds) > self.pictures:
             raise ValueError(f"{len(seeds)} pictures: at most {self.pictures} are drawn at once")
-        given = {name: value for name, value in locals().items() if name not in ("self", "judged", "prefix", "fill")}
+        if tile is not None:
+            tiling.check_tile(self.sampler.tokenizer, tile)
         prefix, fill = prefix or Sampling(), fill or Fill()
-        whole = any(value is not None for value in judged.values()) or fill.reuse > 1
-        whole = whole or is_shared(self.sampler.ar, self.sampler.masked)
-        # Settling draws from the seeds' generators, which a request that is drawn as a whole does again.
-        own = [seed.clone_state() if isinstance(seed, torch.Generator) else seed for seed in seeds]
-        start = self._clock.now()
-        ready = prepare(
-            self.sampler,
-            prompts,
-            seeds=own if whole else seeds,
-            grid=grid,
-            ar_fraction=ar_fraction,
-            ar_tokens=ar_tokens,
-            fill=fill,
-            verify=judged.get("verify"),
-            refine=judged.get("refine"),
-            negative=negative,
-            tokens=tokens,
-            keep=keep,
-        )
-        ticket = Ticket(ready, prefix, fill, callback, decode, tile)
-        if whole:
-            ticket.whole = {**given, **judged, "prefix": prefix, "fill": fill}
-        ticket.seconds["condition"] = self._clock.now() - start
+        before = self._clock.seconds["condition"]
+        with self._clock.phase("condition"):
+            ready = prepare(
+                self.sampler,
+                prompts,
+                seeds=seeds,
+                grid=grid,
+                ar_fraction=ar_fraction,
+                ar_tokens=ar_tokens,
+                fill=fill,
+                verify=verify,
+                refine=refine,
+                negative=negative,
+                tokens=tokens,
+                keep=keep,
+            )
+        judged = {"verify": verify, "refine": refine, "zipar": zipar}
+        ticket = Ticket(ready, prefix, fill, callback, decode, tile, judged)
+        handed = is_shared(self.sampler.ar, self.sampler.masked) and ready.length > 0
+        if any(judged.values()) or (not ready.only_ar and (handed or fill.reuse > 1)):
+            ticket.first = "whole"
+        elif not ready.length:
+            ticket.first = ticket.plan_fill()
+        ticket.seconds["condition"] = self._clock.seconds["condition"] - before
         self._waiting.append(ticket)
         return ticket
 
@@ -135,14 +152,13 @@ class Batcher:
         before = list(self._running)
         self._admit()
         before += [ticket for ticket in self._running if ticket not in before]
-        finished = self._of("decode")
         fills = self._of("fill")
         new = [ticket for ticket in self._of("prefix") if ticket.place == 0]
-        if finished:
+        if finished := self._of("decode"):
             self._decode(finished)
-        elif whole := self._of("whole"):
-            self._draw_whole(whole[0])
-        elif fills and (not self._of("prefix") or any(t.index or t.waited >= self.patience for t in fills)):
+        elif before and before[0].stage == "whole":
+            self._draw_whole([ticket for ticket in self._running if ticket.draws_like(before[0])])
+        elif self._masked_turn(fills):
             self._pass([ticket for ticket in fills if ticket.ready.grid == fills[0].ready.grid])
         elif new and (joined := self._join(new)):
             self._after_token(joined)
@@ -157,19 +173,24 @@ class Batcher:
         """Begin what waits, first come first served, as far as there is room."""
         while self._waiting and self.running + self._waiting[0].count <= self.pictures:
             ticket = self._waiting.popleft()
+            ticket.stage = ticket.first
             self._running.append(ticket)
-            if ticket.whole is not None:
-                ticket.stage = "whole"
-            elif ticket.ready.length:
-                ticket.stage = "prefix"
-            else:
-                ticket.begin_fill()
+
+    def _masked_turn(self, fills: list[Ticket]) -> bool:
+        """Whether the next pass is the masked model's. Whoever joins its turn midway prolongs no turn, but may begin
+        the next one when the AR model has had its own."""
+        self._turn = [ticket for ticket in self._turn if ticket.stage == "fill"]
+        waited = any(ticket.waited >= max(self.patience, min(ticket.index, 1)) for ticket in fills)
+        if not self._turn and (waited or not self._of("prefix")):
+            self._turn = fills
+        return bool(self._turn)
 
     @contextmanager
     def _counted(self, phase: str, tickets: list[Ticket], passes: int = 1) -> Iterator[None]:
         start = self._clock.now()
         yield
         spent, pictures = self._clock.now() - start, sum(ticket.count for ticket in tickets)
+        self._clock.seconds[phase] += spent
         for ticket in tickets:
             ticket.seconds[phase] += spent
             ticket.passes[phase] += passes
@@ -206,6 +227,10 @@ class Batcher:
         for ticket in tickets:
             grid, length, place = ticket.ready.ar_grid, ticket.ready.length, ticket.place
             if place % grid.width == 0 or place == length:
+                try:
+                    require_sound(ticket.sound_b)
+                except ValueError as error:
+                    self._fail(ticket, error)
                 self._tell(ticket, "prefix", -(-place // grid.width), -(-length // grid.width), ticket.tokens_bn, grid)
             if place == length and not ticket.over:
                 self._leave_lane(ticket)
@@ -219,7 +244,7 @@ class Batcher:
             assert self.sampler.alignment is not None
             ticket.codes_bn = translate(self.sampler, ticket.tokens_bn, ticket.ready)
             ticket.lossy = self.sampler.alignment.lossy
-        ticket.begin_fill()
+        ticket.stage = ticket.plan_fill()
 
     def _pass(self, tickets: list[Ticket]) -> None:
         """One masked pass, each request at its own."""
@@ -230,10 +255,14 @@ class Batcher:
             ):
                 counts_b = torch.tensor([plan[ticket.index] for plan in ticket.plan_bt], device=places_bm.device)
                 noise, grid, index = ticket.ready.noise_bt2n, ticket.ready.grid, ticket.index
-                ticket.codes_bn, chosen_bn = write_pass(
-                    ticket.codes_bn, logits_bmk, places_bm, noise, counts_b, grid, ticket.fill, index
-                )
-                ticket.index += 1
+                try:
+                    ticket.codes_bn, chosen_bn = write_pass(
+                        ticket.codes_bn, logits_bmk, places_bm, noise, counts_b, grid, ticket.fill, index
+                    )
+                except ValueError as error:
+                    self._fail(ticket, error)
+                    continue
+                ticket.index, ticket.waited = index + 1, 0
                 ticket.origin_bn = torch.where(chosen_bn, ticket.index, ticket.origin_bn)
         for ticket in tickets:
             steps = ticket.fill.steps
@@ -243,8 +272,7 @@ class Batcher:
 
     def _decode(self, finished: list[Ticket]) -> None:
         """Make the pictures of finished requests that have a grid, a decoder and tiles in common, in one batch."""
-        kind = _decoder_of(finished[0])
-        tickets = [ticket for ticket in finished if _decoder_of(ticket) == kind]
+        tickets = [ticket for ticket in finished if ticket.decoding == finished[0].decoding]
         if tickets[0].decode:
             own = self.sampler.ar_tokenizer if tickets[0].ready.only_ar else self.sampler.tokenizer
             with self._counted("decode", tickets):
@@ -261,16 +289,35 @@ class Batcher:
             ticket.result = Generation(part, ticket.codes_bn, origin_bn, ready.grid, phases, settings, ticket.lossy)
             self._end(ticket)
 
-    def _draw_whole(self, ticket: Ticket) -> None:
-        assert ticket.whole is not None
+    def _draw_whole(self, tickets: list[Ticket]) -> None:
+        """Draw requests that are drawn alike, in one batch or, where one of them breaks it, each alone."""
+        clock, counts = Clock(self._device), [ticket.count for ticket in tickets]
+
+        def tell(step: Step) -> bool:
+            with clock.pause():
+                for ticket, tokens_bn in zip(tickets, step.tokens_bn.split(counts), strict=True):
+                    self._tell(ticket, step.phase, step.index, step.total, tokens_bn, step.grid)
+            return not all(ticket.over for ticket in tickets)
+
         try:
-            ticket.result = self.sampler.generate(**ticket.whole)
+            ready = join([ticket.ready for ticket in tickets])
+            drawn = self.sampler.draw(ready, clock, callback=tell, **tickets[0].settings)
         except Cancelled:
-            ticket.cancelled = True
+            return
         except ValueError as error:
-            ticket.error = error
-        ticket.most = ticket.count
-        self._end(ticket)
+            for ticket in [ticket for ticket in tickets if not ticket.over]:
+                if len(tickets) > 1:
+                    self._draw_whole([ticket])
+                else:
+                    self._fail(ticket, error)
+            return
+        finally:
+            for phase, spent in clock.seconds.items():
+                self._clock.seconds[phase] += spent
+        for ticket, result in zip(tickets, shares(drawn, tickets), strict=True):
+            if not ticket.over:
+                ticket.result, ticket.most = result, sum(counts)
+                self._end(ticket)
 
     def _tell(self, ticket: Ticket, phase: str, index: int, total: int, tokens_bn: Tensor, grid: Grid) -> None:
         if ticket.over or ticket.callback is None:
@@ -278,13 +325,18 @@ class Batcher:
         if ticket.callback(Step(phase, index, total, tokens_bn.clone(), grid)) is False:
             self.cancel(ticket)
 
+    def _fail(self, ticket: Ticket, error: ValueError) -> None:
+        """End a request by an error of its own."""
+        if not ticket.over:
+            ticket.error = error
+            self._end(ticket)
+
     def _end(self, ticket: Ticket) -> None:
         """Free what a request holds."""
         self._leave_lane(ticket)
-        if ticket in self._running:
-            self._running.remove(ticket)
-        if ticket in self._waiting:
-            self._waiting.remove(ticket)
+        for place in (self._running, self._waiting, self._turn):
+            if ticket in place:
+                place.remove(ticket)
         ticket.stage = "over"
 
     def _leave_lane(self, ticket: Ticket) -> None:
@@ -293,7 +345,3 @@ class Batcher:
                 lane.leave(ticket)
                 if not lane.tickets:
                     self._lanes.remove(lane)
-
-
-def _decoder_of(ticket: Ticket) -> tuple[Any, ...]:
-    return ticket.decode, ticket.ready.only_ar, ticket.ready.grid, ticket.tile

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import reduce
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -65,14 +65,16 @@ class Lane:
     def __init__(self, model: ARModel, grid: Grid, pictures: int) -> None:
         self.model, self.grid, self.pictures = model, grid, pictures
         self.tickets: list[Ticket] = []
-        self._slots: SlotState | None = model.slots(2 * pictures, grid, grid.places) if _keeps_slots(model) else None
+        self._keeper = model if isinstance(model, SlotModel) else None
+        self._slots: SlotState | None = None
         self._state: Any = None
         self._rows: list[Row] = []
+        self._room = 0
 
     @property
     def open(self) -> bool:
         """Whether requests may join."""
-        return self._slots is not None or not self._rows
+        return self._keeper is not None or not self._rows
 
     def join(self, tickets: list[Ticket]) -> None:
         """Read the conditions of new requests in one pass, and draw their first tokens."""
@@ -81,15 +83,16 @@ class Lane:
         parts = [ticket.ready.ar_asked for ticket in tickets]
         parts += [ticket.ready.ar_null for ticket in tickets if ticket.guided]
         condition = reduce(lambda some, more: some.cat(more), parts)
-        # What is copied into a slot needs no room for tokens of its own.
-        capacity = 1 if self._slots is not None else max(ticket.ready.length for ticket in tickets)
-        logits_rk, state = self.model.prefill(condition, capacity)
-        if self._slots is None:
-            self._state, self._rows = state, rows
-        else:
+        if self._keeper is not None:
+            # What is copied into a slot needs no room for tokens of its own.
+            logits_rk, state = self.model.prefill(condition, 1)
+            slots = self._slots_for(self._keeper, len(self._rows) + len(rows))
             for source, row in enumerate(rows):
-                self._slots.copy_row(len(self._rows), state, source)
+                slots.copy_row(len(self._rows), state, source)
                 self._rows.append(row)
+        else:
+            logits_rk, self._state = self.model.prefill(condition, max(ticket.ready.length for ticket in tickets))
+            self._rows = rows
         self.tickets += tickets
         _draw(tickets, rows, logits_rk)
         self._look()
@@ -121,14 +124,20 @@ class Lane:
                 self._rows.pop()
         self._look()
 
+    def _slots_for(self, keeper: SlotModel, rows: int) -> SlotState:
+        """The slots, with room for so many rows: at least twice as many as before where there are too few."""
+        if self._slots is None or rows > self._room:
+            self._room = max(rows, min(2 * self._room, 2 * self.pictures))
+            slots = keeper.slots(self._room, self.grid, self.grid.places)
+            for row in range(len(self._rows)):
+                slots.copy_row(row, self._slots, row)
+            self._slots = slots
+        return self._slots
+
     def _look(self) -> None:
         """Take the rows in use as the state that ``decode`` gets."""
         if self._slots is not None:
             self._state = self._slots.first(torch.tensor([max(row.ticket.place - 1, 0) for row in self._rows]))
-
-
-def _keeps_slots(model: Any) -> TypeGuard[SlotModel]:
-    return isinstance(model, SlotModel)
 
 
 def _draw(tickets: list[Ticket], rows: list[Row], logits_rk: Tensor) -> None:
@@ -150,9 +159,12 @@ def _draw(tickets: list[Ticket], rows: list[Row], logits_rk: Tensor) -> None:
         way = ticket.prefix
         ways.setdefault((way.temperature, way.top_k, way.top_p), []).append(place)
     tokens_p = torch.empty(len(pictures), dtype=torch.long, device=device)
+    sound_p = torch.empty(len(pictures), dtype=torch.bool, device=device)
     for places in ways.values():
         chosen = torch.tensor(places, device=device)
-        tokens_p[chosen] = pictures[places[0]][0].prefix.tokens(logits_pk[chosen], noise_p[chosen])[0]
-    for ticket, tokens_b in zip(tickets, tokens_p.split([ticket.count for ticket in tickets]), strict=True):
+        tokens_p[chosen], sound_p[chosen] = pictures[places[0]][0].prefix.unseen(logits_pk[chosen], noise_p[chosen])
+    counts = [ticket.count for ticket in tickets]
+    for ticket, tokens_b, sound_b in zip(tickets, tokens_p.split(counts), sound_p.split(counts), strict=True):
         ticket.tokens_bn[:, ticket.place] = tokens_b
+        ticket.sound_b &= sound_b
         ticket.place += 1

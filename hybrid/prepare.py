@@ -7,7 +7,8 @@ many together, so that both draw the same. This file runs no network but what ``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,6 +115,18 @@ def prepare(
     return Ready(
         asked, null, ar_asked, ar_null, shape, ar_shape, length, codes_bn, noise_bn, noise_bt2n, noise_brt2n, generators
     )
+
+
+def join(requests: Sequence[Ready]) -> Ready:
+    """Requests of equal grids, lengths and numbers of passes as one, their pictures in order; these stay as they are,
+    their generators too."""
+    generators = [generator.clone_state() for ready in requests for generator in ready.generators]
+    joined: dict[str, Any] = {"generators": generators}
+    for name in ("asked", "null", "ar_asked", "ar_null"):
+        joined[name] = reduce(lambda some, more: some.cat(more), [getattr(ready, name) for ready in requests])
+    for name in ("codes_bn", "noise_bn", "noise_bt2n", "noise_brt2n"):
+        joined[name] = torch.cat([getattr(ready, name) for ready in requests])
+    return replace(requests[0], **joined)
 
 
 def through_pixels(sampler: HybridSampler) -> bool:

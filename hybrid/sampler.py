@@ -44,9 +44,9 @@ from hybrid.zipar import ZipAR, zipar_prefix
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
+    """Wait until the device has done what it was told; on CUDA the current stream alone (``beside`` uses another)."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
 
@@ -57,6 +57,7 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._away = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -67,7 +68,14 @@ class Clock:
     def now(self) -> float:
         """Seconds, when the device has done all that it was told."""
         synchronise(self.device)
-        return time.perf_counter()
+        return time.perf_counter() - self._away
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Stand still meanwhile."""
+        start = self.now()
+        yield
+        self._away += self.now() - start
 
 
 class HybridSampler:
@@ -105,6 +113,10 @@ class HybridSampler:
         self.alignment: Alignment | None = None
         if ar is not None and masked is not None:
             self.alignment = align(self.ar_tokenizer, tokenizer, lossy=lossy)
+
+    def decoder(self, made: Generation) -> ImageTokenizer:
+        """What decodes a result's tokens: the AR model's tokenizer where that model wrote all of them."""
+        return self.ar_tokenizer if made.settings["ar_fraction"] == 1 else self.tokenizer
 
     @torch.inference_mode()
     def generate(
@@ -152,14 +164,10 @@ class HybridSampler:
             ValueError: settings that contradict each other or the models.
             Cancelled: the callback returned False.
         """
-        prefix, fill = prefix or Sampling(), fill or Fill()
-        if verify is not None and zipar is not None:
-            raise ValueError("give verify or zipar, not both")
+        fill = fill or Fill()
         if tile is not None:
             tiling.check_tile(self.tokenizer, tile)
-        device = device_of(self.masked if self.masked is not None else self.ar, self.tokenizer)
-        clock, passes = Clock(device), dict.fromkeys(PHASES, 0)
-        lossy = None
+        clock = Clock(device_of(self.masked if self.masked is not None else self.ar, self.tokenizer))
         with clock.phase("condition"):
             ready = prepare(
                 self,
@@ -175,6 +183,38 @@ class HybridSampler:
                 tokens=tokens,
                 keep=keep,
             )
+        return self.draw(
+            ready,
+            clock,
+            prefix=prefix or Sampling(),
+            fill=fill,
+            verify=verify,
+            refine=refine,
+            zipar=zipar,
+            callback=callback,
+            decode=decode,
+            tile=tile,
+        )
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        ready: Ready,
+        clock: Clock,
+        *,
+        prefix: Sampling,
+        fill: Fill,
+        verify: Verify | None,
+        refine: Refine | None,
+        zipar: ZipAR | None,
+        callback: Callback | None,
+        decode: bool,
+        tile: int | None,
+    ) -> Generation:
+        """Draw what ``prepare`` settled with the same settings; ``clock`` has the seconds so far. See ``generate``."""
+        if verify is not None and zipar is not None:
+            raise ValueError("give verify or zipar, not both")
+        passes, lossy = dict.fromkeys(PHASES, 0), None
         asked, null, ar_asked, ar_null = ready.asked, ready.null, ready.ar_asked, ready.ar_null
         length, only_ar, codes_bn = ready.length, ready.only_ar, ready.codes_bn
         given_bn = codes_bn != MASK

@@ -5,6 +5,8 @@ This file knows the protocols; ``hybrid.batching`` says what is done when.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from hybrid.phases import Callback, Fill, Sampling, pass_scale, plan_passes, unknown_ahead, unknown_places
 from hybrid.prepare import Ready
 from hybrid.sampling import guide
-from hybrid.types import FROM_AR, MASK, PHASES, Generation, MaskedModel
+from hybrid.types import FROM_AR, MASK, PHASES, Generation, Grid, MaskedModel, Phases
 
 
 class Ticket:
@@ -23,28 +25,40 @@ class Ticket:
     Attributes:
         count: pictures.
         stage: ``waiting``, ``prefix``, ``fill``, ``decode``, ``whole`` (drawn in one step) or ``over``.
+        first: the stage after waiting.
         place: tokens of the prefix that are written.
         index: masked passes done.
         most: the most pictures, its own among them, that shared a pass with it.
-        result: what ``HybridSampler.generate`` would return; seconds are of the passes that the request took part in.
+        waited: tokens that the AR model wrote since the request's last masked pass, or its hand-over.
+        sound_b: whether the AR model's logits have been sound.
+        judged: further arguments of ``HybridSampler.draw``, where the request is drawn as a whole.
+        result: what ``HybridSampler.generate`` would return; seconds are of the passes that the request took part in,
+            without callbacks.
         error: what a model or a setting was wrong about.
     """
 
     def __init__(
-        self, ready: Ready, prefix: Sampling, fill: Fill, callback: Callback | None, decode: bool, tile: int | None
+        self,
+        ready: Ready,
+        prefix: Sampling,
+        fill: Fill,
+        callback: Callback | None,
+        decode: bool,
+        tile: int | None,
+        judged: Mapping[str, Any],
     ) -> None:
         self.ready, self.prefix, self.fill, self.callback = ready, prefix, fill, callback
-        self.decode, self.tile = decode, tile
-        self.count, self.stage = len(ready.codes_bn), "waiting"
+        self.decode, self.tile, self.judged = decode, tile, judged
+        self.count, self.stage, self.first = len(ready.codes_bn), "waiting", "prefix"
         self.place = self.index = self.waited = self.most = 0
         self.result: Generation | None = None
         self.error: ValueError | None = None
         self.cancelled = False
-        self.whole: dict[str, Any] | None = None
         self.seconds, self.passes = dict.fromkeys(PHASES, 0.0), dict.fromkeys(PHASES, 0)
         self.scales = prefix.guidance.along(ready.ar_grid.places, ready.ar_grid.width)[: ready.length]
         self.guided = any(scale != 1 for scale in self.scales)
         self.tokens_bn = ready.noise_bn.new_full((self.count, ready.ar_grid.places), MASK, dtype=torch.long)
+        self.sound_b = torch.ones(self.count, dtype=torch.bool, device=ready.noise_bn.device)
         self.codes_bn, self.origin_bn = ready.codes_bn.clone(), torch.full_like(ready.codes_bn, FROM_AR)
         self.plan_bt: list[list[int]] = []
         self.lossy: str | None = None
@@ -54,11 +68,35 @@ class Ticket:
         """Whether nothing more will come."""
         return self.stage == "over"
 
-    def begin_fill(self) -> None:
-        """Plan the masked passes; with nothing to write, go on to decoding."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of ``HybridSampler.draw``."""
+        own = {"prefix": self.prefix, "fill": self.fill, "decode": self.decode, "tile": self.tile}
+        return {**own, **self.judged}
+
+    @property
+    def decoding(self) -> tuple[bool, bool, Grid, int | None]:
+        """What requests that are decoded together agree on: whether at all, by whose tokenizer, grid and tiles."""
+        return self.decode, self.ready.only_ar, self.ready.grid, self.tile
+
+    def draws_like(self, other: Ticket) -> bool:
+        """Whether both are drawn as a whole, and can be so in one batch."""
+        one, two = self.ready, other.ready
+        alike = (one.grid, one.ar_grid, one.length) == (two.grid, two.ar_grid, two.length)
+        return self.stage == other.stage == "whole" and alike and self.settings == other.settings
+
+    def plan_fill(self) -> str:
+        """Plan the masked passes. Returns the stage that comes now: decoding, with nothing to write.
+
+        Raises:
+            ValueError: settings that do not fit the places.
+        """
         unknown_b = (self.codes_bn == MASK).sum(1).tolist()
-        self.stage = "fill" if any(unknown_b) else "decode"
+        if not any(unknown_b):
+            return "decode"
         self.plan_bt = plan_passes(self.fill, self.ready.grid.places, unknown_b)
+        pass_scale(self.fill, 0)  # raises where the guidance is of a kind that no masked model has
+        return "fill"
 
     @property
     def unknown(self) -> int:
@@ -91,4 +129,16 @@ def guided_logits(masked: MaskedModel, tickets: list[Ticket]) -> list[tuple[Tens
         if number in nulls:
             asked = guide(asked, nulls[number][:, : ticket.unknown], scales[number])
         found.append((asked, places))
+    return found
+
+
+def shares(drawn: Generation, tickets: list[Ticket]) -> list[Generation]:
+    """The result of each request, from that of all of them in one batch."""
+    counts = [ticket.count for ticket in tickets]
+    images = [None] * len(tickets) if drawn.images is None else drawn.images.split(counts)
+    parts = zip(tickets, images, drawn.tokens.split(counts), drawn.origin.split(counts), strict=True)
+    found = []
+    for ticket, image, tokens_bn, origin_bn in parts:
+        phases = Phases({**drawn.phases.seconds, "condition": ticket.seconds["condition"]}, drawn.phases.passes)
+        found.append(replace(drawn, images=image, tokens=tokens_bn, origin=origin_bn, phases=phases))
     return found

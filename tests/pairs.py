@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybrid.adapters import fsq, llamagen, maskgil
+from hybrid.adapters import fsq, llamagen, maskgil, unified
 from hybrid.config import DefaultsConfig, PhaseConfig
 from hybrid.pipeline import HybridPipeline
 
@@ -54,3 +54,16 @@ def text_pair(**options: Any) -> HybridPipeline:
     guided = PhaseConfig(guidance_scale=3.0)
     pipe.defaults = DefaultsConfig(steps=4, ar=guided, masked=guided)
     return pipe
+
+
+def one_network() -> HybridPipeline:
+    """Class-conditional, one network for both phases, with weights that are large enough for every input to matter."""
+    torch.manual_seed(0)
+    model, _ = unified.create(TRANSFORMER | {"n_layer": 2, "num_classes": len(CLASSES), "qk_norm": True})
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.3)
+    tokenizer = _made(fsq, TOKENIZER, spread=0)
+    return HybridPipeline(
+        tokenizer, ar=model.eval(), masked=model, classes=CLASSES, defaults=DefaultsConfig(steps=4), name="tiny"
+    )

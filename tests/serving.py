@@ -26,20 +26,22 @@ PATIENCE = 60.0
 
 
 class Held:
-    """A pipeline whose requests, after the first one, wait until the test lets them go. Notes what it was asked."""
+    """A pipeline whose requests wait, each by itself, until the test lets them begin. Notes what it was asked."""
 
     def __init__(self, pipe: HybridPipeline) -> None:
         self.pipe = pipe
         self.asked: list[list[Any]] = []
         self.steps: list[tuple[str, int]] = []
         self.begun, self.go = threading.Semaphore(0), threading.Semaphore(0)
+        self.on_step: Callable[[], Any] = lambda: None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pipe, name)
 
     def __call__(self, prompt: Any, **arguments: Any) -> Any:
-        if "callback_on_step_end" not in arguments:
-            return self.pipe(prompt, **arguments)
+        return self.pipe(prompt, **arguments)
+
+    def ask(self, prompt: Any, **arguments: Any) -> Any:
         self.asked.append(list(prompt))
         told = arguments.pop("callback_on_step_end")
         self.begun.release()
@@ -47,9 +49,10 @@ class Held:
 
         def noting(pipe: Any, index: int, phase: str, state: Any) -> Any:
             self.steps.append((phase, index))
+            self.on_step()
             return told(pipe, index, phase, state)
 
-        return self.pipe(prompt, callback_on_step_end=noting, **arguments)
+        return self.pipe.ask(prompt, callback_on_step_end=noting, **arguments)
 
     def wait_until_begun(self) -> None:
         assert self.begun.acquire(timeout=PATIENCE)
@@ -69,14 +72,17 @@ class Paced:
         return getattr(self.pipe, name)
 
     def __call__(self, prompt: Any, **arguments: Any) -> Any:
-        told = arguments.pop("callback_on_step_end", None)
+        return self.pipe(prompt, **arguments)
+
+    def ask(self, prompt: Any, **arguments: Any) -> Any:
+        told = arguments.pop("callback_on_step_end")
 
         def resting(pipe: Any, index: int, phase: str, state: Any) -> Any:
             self.steps += 1
             time.sleep(self.pace)
-            return True if told is None else told(pipe, index, phase, state)
+            return told(pipe, index, phase, state)
 
-        return self.pipe(prompt, callback_on_step_end=resting, **arguments)
+        return self.pipe.ask(prompt, callback_on_step_end=resting, **arguments)
 
 
 @contextmanager

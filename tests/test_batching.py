@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from fakes import (
     neighbour_masked,
     table_ar,
 )
-from pairs import class_pair, text_pair
+from pairs import class_pair, one_network, text_pair
 from torch import Tensor
 
 from hybrid.batching import Batcher
@@ -94,6 +95,11 @@ def same(one: Generation | None, other: Generation) -> None:
     assert one.phases.passes == other.phases.passes
 
 
+def same_pictures(one: Generation | None, other: Generation) -> None:
+    assert one is not None
+    assert torch.equal(one.tokens, other.tokens) and torch.equal(one.images, other.images)
+
+
 @pytest.mark.parametrize("ar", [table_ar(), slots(table_ar())], ids=["groups", "slots"])
 @pytest.mark.parametrize("pictures", [2, 5, 16])
 def test_requests_of_mixed_settings_equal_each_one_alone_bit_for_bit(ar: FakeAR, pictures: int) -> None:
@@ -161,7 +167,7 @@ def test_no_more_pictures_are_drawn_than_there_is_room_and_nobody_is_passed_over
     while batcher.waiting or batcher.running:
         order += [tickets.index(ticket) for ticket in batcher.step()]
         assert batcher.running <= 3
-    assert order == [0, 1, 2, 3] and ar.rows == 6 and max(ar.batches) <= 3
+    assert order == [0, 1, 2, 3] and ar.rows == 3 and max(ar.batches) <= 3
     with pytest.raises(ValueError, match=r"^4 pictures: at most 3 are drawn at once$"):
         batcher.submit([1] * 4, seeds=range(4))
 
@@ -249,8 +255,174 @@ def test_a_request_that_the_ar_model_judges_is_drawn_as_a_whole_and_its_mistake_
     assert wrong.over and "SlotAR" in str(wrong.error) and wrong.result is None
 
 
+def test_what_is_drawn_alike_as_a_whole_is_drawn_in_one_batch() -> None:
+    ar = slots(table_ar())
+    sampler = fake_sampler(ar)
+    way: dict[str, Any] = {"ar_fraction": 1, "verify": Verify(window=4)}
+    alone = [sampler.generate([n], seeds=[n], **way) for n in (1, 2, 3)]
+    other = sampler.generate([4], seeds=[4], ar_fraction=1, verify=Verify(window=3))
+    batcher = Batcher(sampler)
+    told: list[list[int]] = [[], []]
+
+    def leave(step: Step) -> bool:
+        told[0].append(len(step.tokens_bn))
+        return False
+
+    first, odd, leaves, last = (
+        batcher.submit([n], seeds=[n], callback=callback, **request)
+        for n, request, callback in (
+            (1, way, lambda step: told[1].extend(step.tokens_bn[:, 0].tolist())),
+            (4, {"ar_fraction": 1, "verify": Verify(window=3)}, None),
+            (2, way, leave),
+            (3, way, None),
+        )
+    )
+    assert batcher.step() == [first, leaves, last]
+    same_pictures(first.result, alone[0])
+    same_pictures(last.result, alone[2])
+    assert (first.most, last.most) == (3, 3) and leaves.cancelled and leaves.result is None
+    assert told[0] == [1] and set(told[1]) == {int(alone[0].tokens[0, 0])}
+    assert batcher.step() == [odd]
+    same(odd.result, other)
+
+
+def test_everybody_may_leave_a_batch_that_is_drawn_as_a_whole() -> None:
+    batcher = Batcher(fake_sampler())
+    way: dict[str, Any] = {"ar_fraction": 1, "verify": Verify(window=4), "callback": lambda step: False}
+    gone = [batcher.submit([n], seeds=[n], **way) for n in (1, 2)]
+    assert batcher.step() == gone and all(ticket.cancelled and ticket.result is None for ticket in gone)
+
+
+def test_no_stream_of_masked_requests_keeps_a_prefix_from_its_end() -> None:
+    sampler = fake_sampler(slots(table_ar()))
+    batcher = Batcher(sampler, pictures=4)
+    waits = batcher.submit([1], seeds=[1], ar_tokens=12, fill=Fill(steps=2))
+    for steps in range(1000):
+        if waits.over:
+            break
+        batcher.submit([2], seeds=[steps], ar_fraction=0, fill=Fill(steps=5))
+        batcher.step()
+    assert waits.result is not None
+    same(waits.result, sampler.generate([1], seeds=[1], ar_tokens=12, fill=Fill(steps=2)))
+
+
+def test_no_stream_of_requests_keeps_another_kind_from_its_end() -> None:
+    whole: dict[str, Any] = {"ar_fraction": 1, "verify": Verify(window=4)}
+    plain: dict[str, Any] = {"ar_tokens": 3, "fill": Fill(steps=2)}
+    for waiting, stream in ((whole, plain), (plain, whole)):
+        batcher = Batcher(fake_sampler(slots(table_ar())), pictures=3)
+        batcher.submit([3], seeds=[1], **stream)
+        batcher.step()
+        waits = batcher.submit([1], seeds=[1], **waiting)
+        for steps in range(1000):
+            if waits.over:
+                break
+            batcher.submit([2], seeds=[steps], **stream)
+            batcher.step()
+        assert waits.result is not None
+
+
+def test_slots_are_as_many_as_are_needed() -> None:
+    ar = slots(table_ar())
+    batcher = Batcher(fake_sampler(ar), pictures=8)
+    rooms = []
+    for pictures, guided in ((1, 1.0), (1, 1.0), (1, 1.0), (2, 2.0)):
+        batcher.submit([1] * pictures, seeds=range(pictures), ar_tokens=16, prefix=Sampling(Guidance(guided)))
+        batcher.step()
+        rooms.append(ar.rows)
+    assert rooms == [1, 2, 4, 8]
+
+
+def test_broken_logits_are_the_mistake_of_their_own_request() -> None:
+    def broken(model: Any) -> Any:
+        rule = model.rule
+        model.rule = lambda tokens, label, *grid: rule(tokens, label, *grid) * (torch.nan if label == 9 else 1)
+        return model
+
+    sampler = fake_sampler(broken(slots(table_ar())), broken(neighbour_masked()))
+    batcher = Batcher(sampler)
+    mixed: list[tuple[int, dict[str, Any]]] = [
+        (1, {"ar_tokens": 6}),
+        (9, {"ar_tokens": 6}),
+        (9, {"ar_fraction": 0}),
+        (2, {"ar_fraction": 0}),
+    ]
+    tickets = [batcher.submit([label], seeds=[3], fill=Fill(steps=3), **length) for label, length in mixed]
+    batcher.run()
+    for ticket, (label, length) in zip(tickets, mixed, strict=True):
+        if label == 9:
+            assert ticket.over and ticket.result is None
+            assert str(ticket.error).startswith("logits: hold NaN")
+        else:
+            same(ticket.result, sampler.generate([label], seeds=[3], fill=Fill(steps=3), **length))
+
+
+def test_broken_logits_in_a_batch_that_is_drawn_as_a_whole_leave_the_others_to_be_drawn_alone() -> None:
+    ar = slots(table_ar())
+    rule = ar.rule
+    ar.rule = lambda before, label: rule(before, label) * (torch.nan if label == 9 and len(before) > 5 else 1)
+    sampler = fake_sampler(ar)
+    way: dict[str, Any] = {"ar_fraction": 1, "verify": Verify(window=4)}
+    batcher = Batcher(sampler)
+    right, wrong, after = (batcher.submit([label], seeds=[3], **way) for label in (1, 9, 2))
+    assert batcher.step() == [right, wrong, after]
+    assert wrong.result is None and wrong.error is not None
+    same(right.result, sampler.generate([1], seeds=[3], **way))
+    same(after.result, sampler.generate([2], seeds=[3], **way))
+
+
+def test_seconds_count_each_pass_once_and_leave_callbacks_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock goes on by a second at each look."""
+    ticks = count(0)
+    monkeypatch.setattr("hybrid.sampler.time.perf_counter", lambda: float(next(ticks)))
+
+    def late(step: Step) -> None:
+        for _ in range(1000):
+            next(ticks)
+
+    batcher = Batcher(fake_sampler(slots(table_ar())))
+    way: dict[str, Any] = {"ar_tokens": 4, "fill": Fill(steps=3), "callback": late}
+    whole: dict[str, Any] = {"ar_fraction": 1, "verify": Verify(window=4), "callback": late}
+    pair = [batcher.submit([n], seeds=[n], **way) for n in (1, 2)]
+    batcher.run()
+    for ticket in pair:
+        assert ticket.result is not None
+        seconds = ticket.result.phases.seconds
+        assert (seconds["condition"], seconds["prefix"], seconds["fill"], seconds["decode"]) == (1, 4, 3, 1)
+    assert (batcher.seconds["prefix"], batcher.seconds["fill"], batcher.seconds["condition"]) == (4, 3, 2)
+    judged = batcher.submit([3], seeds=[3], **whole)
+    batcher.run()
+    assert judged.result is not None and sum(judged.result.phases.seconds.values()) < 200
+
+
+def test_one_network_shares_passes_where_it_hands_nothing_over_and_a_batch_where_it_does() -> None:
+    sampler = one_network().sampler
+    guided = Sampling(Guidance(2.0))
+    handed: dict[str, Any] = {"ar_tokens": 5, "prefix": guided, "fill": Fill(steps=4, sampling=guided)}
+    requests: list[dict[str, Any]] = [
+        {"prompts": [0], "seeds": [1], **handed},
+        {"prompts": [1], "seeds": [2], "ar_fraction": 1.0},
+        {"prompts": [2, 0], "seeds": [3, 4], **handed},
+        {"prompts": [1], "seeds": [5], "ar_fraction": 0.0, "fill": Fill(steps=3)},
+        {"prompts": [2], "seeds": [6], "ar_fraction": 0.0, "fill": Fill(steps=5, sampling=guided)},
+        {"prompts": [2], "seeds": [7], "ar_fraction": 1.0, "prefix": guided},
+    ]
+    alone = [sampler.generate(**request) for request in requests]
+    batcher = Batcher(sampler)
+    tickets = [batcher.submit(**request) for request in requests]
+    for one, other in zip(finish(batcher, tickets), alone, strict=True):
+        assert torch.equal(one.tokens, other.tokens) and torch.equal(one.origin, other.origin)
+        assert one.phases.passes == other.phases.passes
+    assert [ticket.most for ticket in tickets] == [3, 2, 3, 2, 2, 2]
+
+
 def test_mistakes_are_told_when_a_request_is_submitted() -> None:
     batcher = Batcher(fake_sampler())
+    with pytest.raises(ValueError, match=r"^17 steps for 16 places: use at most 16 steps$"):
+        batcher.submit([1], seeds=[1], ar_fraction=0, fill=Fill(steps=17))
+    decay = Fill(sampling=Sampling(Guidance(5.0, "decay")))
+    with pytest.raises(ValueError, match=r"^guidance kind 'decay': counts an AR model's places"):
+        batcher.submit([1], seeds=[1], ar_fraction=0, fill=decay)
     with pytest.raises(ValueError, match=r"ar_fraction 2: must be in \[0, 1\]"):
         batcher.submit([1], seeds=[1], ar_fraction=2)
     with pytest.raises(ValueError, match=r"pictures 0, patience 8: must be at least 1 and 0"):

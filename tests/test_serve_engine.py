@@ -1,4 +1,4 @@
-"""The engine of ``hybrid-serve``: batches, cancelling, deadlines, the bounded queue, closing."""
+"""The engine of ``hybrid-serve``: shared passes, cancelling, deadlines, the bounded queue, closing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import class_pair
+from pairs import class_pair, one_network
 from PIL import Image
 from serving import PATIENCE, Held, png, running
 
@@ -74,36 +74,91 @@ def test_a_saved_picture_is_repeated_by_its_settings(pipe: HybridPipeline, tmp_p
     assert pixels(done.pictures[1].png) == again.images[0].tobytes()
 
 
-def test_waiting_requests_of_equal_settings_share_a_batch_and_each_picture_is_as_if_alone(pipe: HybridPipeline) -> None:
+def as_if_alone(pipe: HybridPipeline, client: Client, done: Done) -> None:
+    """Each picture is what the pipeline draws for its seed."""
+    for picture in done.pictures:
+        alone = pipe(client.job.prompt, seed=picture.seed, **client.job.drawing.arguments())
+        assert pixels(picture.png) == alone.images[0].tobytes()
+        assert picture.origin == tuple(alone.origin[0].tolist())
+        assert done.passes == alone.phases.passes
+        assert all(alone.settings[name] == value for name, value in done.settings.items())
+
+
+MIXED = [
+    Drawing(),
+    Drawing(steps=2, guidance_scale=2.0),
+    Drawing(method="ar", temperature=0.7),
+    Drawing(method="masked", steps=3, guidance_scale=1.5, negative_prompt="Bag"),
+    Drawing(ar_fraction=0.5, steps=1),
+    Drawing(height=4, width=12),
+]
+
+
+def test_requests_of_any_settings_share_passes_and_each_picture_is_as_if_alone(pipe: HybridPipeline) -> None:
     held = Held(pipe)
-    few = Drawing(steps=2)
     with running(held) as engine:
-        first = Client(engine, "bag", 1)
+        clients = [Client(engine, "bag", 1)]
+        held.wait_until_begun()
+        clients += [Client(engine, "Sneaker", seed, seed + 1, drawing=drawing) for seed, drawing in enumerate(MIXED)]
+        held.let_go(7)
+        ends = [client.end() for client in clients]
+    for client, end in zip(clients, ends, strict=True):
+        as_if_alone(pipe, client, end)
+    # Nine share the AR model's passes: all but the masked model's own and the other grid. The masked model's own wait
+    # for company until those of the short prefixes are there.
+    assert [end.batch for end in ends] == [9, 9, 9, 9, 7, 9, 2]
+
+
+def test_whoever_comes_later_joins_what_has_begun(pipe: HybridPipeline) -> None:
+    held, late = Held(pipe), list[Client]()
+
+    def join() -> None:
+        if not late:
+            late.append(Client(engine, "Sneaker", 2, drawing=Drawing(method="ar")))
+
+    with running(held) as engine:
+        first = Client(engine, "bag", 1, drawing=Drawing(method="ar"))
+        held.wait_until_begun()
+        held.on_step = join
+        held.let_go(2)
+        ends = [first.end(), late[0].end()]
+    assert [end.batch for end in ends] == [2, 2]
+    # The other one comes when the first has its first row, and is one token short of a row behind from then on.
+    assert [row for _, row in held.steps] == [1, 1, 2, 2, 3, 3, 4, 4]
+    as_if_alone(pipe, first, ends[0])
+    as_if_alone(pipe, late[0], ends[1])
+
+
+@pytest.mark.parametrize("method", ["exact", "relaxed", "refined", "jacobi", "zipar"])
+def test_what_shares_no_passes_shares_a_batch_where_the_settings_are_equal(pipe: HybridPipeline, method: str) -> None:
+    held, drawing = Held(pipe), Drawing(method=method)
+    with running(held) as engine:
+        first = Client(engine, "bag", 1, drawing=drawing)
         held.wait_until_begun()
         others = [
-            Client(engine, "Sneaker", 3, drawing=few),
-            Client(engine, "bag", 4, drawing=Drawing(steps=1)),
-            Client(engine, "Bag", 9, 10, drawing=Drawing(steps=2), previews=None),
+            Client(engine, "Sneaker", 3, drawing=drawing),
+            Client(engine, "bag", 4),
+            Client(engine, "bag", 5, drawing=Drawing(method=method, temperature=0.5)),
+            Client(engine, "Bag", 9, 10, drawing=drawing, previews=None),
         ]
-        held.let_go(3)
+        held.let_go(5)
         ends = [client.end() for client in (first, *others)]
-    assert held.asked == [["bag"], ["Sneaker", "Bag", "Bag"], ["bag"]]
-    assert [end.batch for end in ends] == [1, 3, 1, 3]
-    for end, prompt, steps in ((ends[1], "sneaker", 2), (ends[2], "bag", 1), (ends[3], "bag", 2)):
+    assert [end.batch for end in ends] == [1, 3, 1, 1, 3]
+    for client, end in zip((first, *others), ends, strict=True):
         for picture in end.pictures:
-            alone = pipe(prompt, seed=picture.seed, steps=steps)
+            alone = pipe(client.job.prompt, seed=picture.seed, **client.job.drawing.arguments())
             assert pixels(picture.png) == alone.images[0].tobytes()
-            assert picture.origin == tuple(alone.origin[0].tolist())
 
 
 def test_a_batch_has_at_most_its_pictures_and_nobody_is_passed_over(pipe: HybridPipeline) -> None:
     held = Held(pipe)
     with running(held, batch=3) as engine:
-        Client(engine, "bag", 1)
+        clients = [Client(engine, "bag", 1)]
         held.wait_until_begun()
-        clients = [Client(engine, "bag", *range(count)) for count in (2, 2, 1)]
-        held.let_go(10)
-        assert [client.end().batch for client in clients] == [3, 2, 3]
+        clients += [Client(engine, "bag", *range(count)) for count in (2, 2, 1)]
+        held.let_go(4)
+        assert [client.end().batch for client in clients] == [3, 3, 3, 3]
+    assert [len(prompts) for prompts in held.asked] == [1, 2, 2, 1]
 
 
 def test_a_mistake_in_one_request_spares_its_neighbours(pipe: HybridPipeline) -> None:
@@ -112,11 +167,40 @@ def test_a_mistake_in_one_request_spares_its_neighbours(pipe: HybridPipeline) ->
         Client(engine, "bag")
         held.wait_until_begun()
         right, wrong = Client(engine, "bag", 2), Client(engine, "shoo", 2)
+        many = Client(engine, "bag", 2, drawing=Drawing(method="masked", steps=17))
         held.let_go(10)
         assert isinstance(right.end(), Done)
-        failed = wrong.end()
+        failed, stopped = wrong.end(), many.end()
     assert isinstance(failed, Failed) and failed.reason == "invalid"
     assert failed.message.startswith("prompt 'shoo': not a class of tiny")
+    assert stopped == Failed("invalid", "17 steps for 16 places: use at most 16 steps")
+
+
+def test_pictures_of_one_network_for_both_phases_are_as_if_alone() -> None:
+    pipe = one_network()
+    held = Held(pipe)
+    drawings = (Drawing(), Drawing(method="ar"), Drawing(method="masked", guidance_scale=2.0), Drawing())
+    with running(held) as engine:
+        clients = [Client(engine, "bag", 1)]
+        held.wait_until_begun()
+        clients += [Client(engine, "Sneaker", seed, drawing=drawing) for seed, drawing in enumerate(drawings)]
+        held.let_go(5)
+        ends = [client.end() for client in clients]
+    for client, end in zip(clients, ends, strict=True):
+        as_if_alone(pipe, client, end)
+    assert [end.batch for end in ends] == [1, 2, 1, 1, 2]
+
+
+def test_an_error_amid_the_passes_is_told_to_all_who_share_them_and_the_engine_lives_on(
+    pipe: HybridPipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(pipe) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr("hybrid.batching.Batcher.step", lambda _: 1 / 0)
+            failed = Client(engine, "bag").end()
+        assert failed == Failed("error", "drawing failed; the server's log says why")
+        assert "ZeroDivisionError" in caplog.text and engine.load() == (0, 0)
+        assert isinstance(Client(engine, "bag").end(), Done)
 
 
 def test_previews_follow_every_row_and_pass_and_what_is_unwritten_is_transparent(pipe: HybridPipeline) -> None:
@@ -171,7 +255,7 @@ def test_cancelling_a_running_job_stops_it_between_two_passes(pipe: HybridPipeli
     with running(held) as engine:
         client = Client(engine, "bag", drawing=Drawing(method="masked", steps=8))
         held.wait_until_begun()
-        engine.cancel(client.job)
+        held.on_step = lambda: engine.cancel(client.job)
         held.let_go()
         after = Client(engine, "bag", drawing=Drawing(method="ar"))
         held.let_go()
@@ -180,7 +264,7 @@ def test_cancelling_a_running_job_stops_it_between_two_passes(pipe: HybridPipeli
     assert client.told.empty()
 
 
-def test_a_batch_goes_on_while_one_of_its_clients_stays(pipe: HybridPipeline) -> None:
+def test_whoever_leaves_spares_its_company(pipe: HybridPipeline) -> None:
     held = Held(pipe)
     with running(held) as engine:
         Client(engine, "bag")
@@ -189,7 +273,7 @@ def test_a_batch_goes_on_while_one_of_its_clients_stays(pipe: HybridPipeline) ->
         held.let_go()
         held.wait_until_begun()
         engine.cancel(leaves.job)
-        held.let_go()
+        held.let_go(2)
         assert pixels(stays.end().pictures[0].png) == pipe("bag", seed=2).images[0].tobytes()
     assert leaves.told.empty()
 
@@ -265,7 +349,7 @@ def test_a_mistake_of_ours_is_told_without_details_and_the_engine_lives_on(
 ) -> None:
     with running(pipe) as engine:
         with monkeypatch.context() as patch:
-            patch.setattr(type(pipe), "__call__", lambda *_, **__: 1 / 0)
+            patch.setattr(type(pipe), "ask", lambda *_, **__: 1 / 0)
             failed = Client(engine, "bag").end()
         assert failed == Failed("error", "drawing failed; the server's log says why")
         assert "ZeroDivisionError" in caplog.text
@@ -303,7 +387,7 @@ def test_counters(pipe: HybridPipeline) -> None:
         "hybrid_pictures_total 4.0",
         'hybrid_jobs_total{end="done"} 2.0',
         'hybrid_jobs_total{end="cancelled"} 1.0',
-        "hybrid_batch_pictures_sum 4.0",
+        "hybrid_batch_pictures_sum 8.0",
         "hybrid_batch_pictures_count 2.0",
         "hybrid_waiting_pictures 0.0",
         "hybrid_running_pictures 0.0",

@@ -10,7 +10,18 @@ import pytest
 from pairs import text_pair
 from serving import listening
 
-from hybrid.benchmarks.serve_load import BATCHES, DRAWN, MEMORY, SAMPLES, Tally, main, quantile, read_counters, summary
+from hybrid.benchmarks.serve_load import (
+    BATCHES,
+    DRAWN,
+    MEMORY,
+    SAMPLES,
+    TOGETHER,
+    Tally,
+    main,
+    quantile,
+    read_counters,
+    summary,
+)
 
 
 def test_quantiles_are_nearest_ranks() -> None:
@@ -32,15 +43,15 @@ def test_counters_are_read_by_name_and_labels() -> None:
 
 def test_the_summary_tells_refusals_from_errors() -> None:
     tally = Tally([1.0, 2.0, 3.0], Counter({"200": 3, "429": 5, "500": 1}))
-    before = {MEMORY: 100 * 2**20, BATCHES: 1.0, DRAWN: 1.0}
-    after = {MEMORY: 112.5 * 2**20, BATCHES: 3.0, DRAWN: 9.0}
+    before = {MEMORY: 100 * 2**20, BATCHES: 1.0, TOGETHER: 1.0, DRAWN: 1.0}
+    after = {MEMORY: 112.5 * 2**20, BATCHES: 3.0, TOGETHER: 11.0, DRAWN: 9.0}
     assert summary(tally, before, [110 * 2**20, 112.54 * 2**20], after, 4.0) == {
         "finished": 3,
         "refused_429": 5,
         "errors": {"500": 1},
         "seconds": {"p50": 2.0, "p95": 3.0},
         "pictures_per_second": 2.0,
-        "pictures_per_batch": 4.0,
+        "pictures_per_batch": 5.0,
         "memory": {"before": 100.0, "under_load": [110.0, 112.5], "after": 112.5},
     }
 

@@ -1,7 +1,8 @@
-"""The worker: one thread owns the pipeline, draws waiting jobs in batches and tells them how far they are.
+"""The worker: one thread owns the pipeline, draws jobs together and tells them how far they are.
 
-This file knows jobs and the pipeline, and no HTTP. Pictures of equal drawings are drawn together; each keeps its own
-seed, so a batch changes no picture (up to the arithmetic of the models: see ``hybrid.sampler``).
+This file knows jobs, the pipeline and its batcher, and no HTTP. Pictures of any settings share forward passes
+(``hybrid.batching``); each keeps its own seed, so that company changes no picture (up to the arithmetic of the models:
+see ``hybrid.sampler``).
 """
 
 from __future__ import annotations
@@ -10,22 +11,27 @@ import logging
 import math
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from hybrid.phases import Cancelled, Step
+from hybrid.asked import Asked
+from hybrid.batching import Batcher
+from hybrid.phases import Step
 from hybrid.pipeline import HybridPipeline
+from hybrid.sampler import HybridSampler
 from hybrid.serve.jobs import Done, Event, Failed, Job, Picture, Preview
 from hybrid.serve.metrics import Metrics
 from hybrid.serve.pictures import finished_png, preview_pngs
+from hybrid.tickets import Ticket
 from hybrid.types import Generation
 
 log = logging.getLogger(__name__)
 
 CLOSING = "the server is shutting down"
+FAILED = Failed("error", "drawing failed; the server's log says why")
 
 
 class Full(Exception):
@@ -49,7 +55,7 @@ class Capacity:
 
 
 class Engine:
-    """Draws jobs, first come first served, with the waiting ones of equal drawing in the same batch.
+    """Draws jobs, begun first come first served, as many pictures at once as there is room for.
 
     Args:
         pipe: used by the engine's thread alone from ``start`` on.
@@ -71,11 +77,13 @@ class Engine:
         self.capacity, self.metrics = capacity or Capacity(), metrics or Metrics()
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
+        self._drawn: dict[Ticket, _Drawn] = {}
+        self._batchers: dict[HybridSampler, Batcher] = {}
         self._changed = threading.Condition(threading.RLock())
         self._closing = False
         first = pipe(self._first_prompt())
         self.grid, self.size = first.grid, first.images[0].size
-        self._seconds_per_picture = first.phases.total_seconds
+        self._seconds_per_picture, self._busy = first.phases.total_seconds, 0.0
         self._thread = threading.Thread(target=self._work, name="hybrid-engine", daemon=True)
 
     def start(self) -> None:
@@ -144,101 +152,118 @@ class Engine:
     # The engine's thread
 
     def _work(self) -> None:
-        while batch := self._next_batch():
+        while (fresh := self._take()) is not None:
             started = time.monotonic()
+            for job in fresh:
+                self._begin(job)
             try:
-                self._draw(batch, started)
+                pictures = self._step()
             except Exception:
                 log.exception("drawing failed")
-                for job in batch:
-                    self._tell(job, Failed("error", "drawing failed; the server's log says why"))
-            finally:
-                with self._changed:
-                    self._running = []
-                    count = sum(len(job.seeds) for job in batch)
-                    self._seconds_per_picture += 0.3 * (
-                        (time.monotonic() - started) / count - self._seconds_per_picture
-                    )
-                    self._note_load()
+                self._drawn.clear()
+                self._batchers.clear()
+                for job in list(self._running):
+                    self._finish(job, FAILED)
+                continue
+            self._busy += time.monotonic() - started
+            if pictures:
+                self._seconds_per_picture += 0.3 * (self._busy / pictures - self._seconds_per_picture)
+                self._busy = 0.0
 
     def _first_prompt(self) -> str | int:
         if self.pipe.text is not None:
             return "a picture"
         return self.pipe.classes[0] if self.pipe.classes else 0
 
-    def _next_batch(self) -> list[Job]:
-        """The job that waits longest and those that fit it; empty when the engine is closed and nothing waits."""
+    def _take(self) -> list[Job] | None:
+        """Jobs that begin now, as they came; None when the engine is closed and nothing is left."""
         with self._changed:
             while True:
                 for job in list(self._waiting):
                     if job.over or self._expired(job):
                         self._waiting.remove(job)
-                if self._waiting:
-                    break
+                fresh: list[Job] = []
+                while self._waiting and self.load()[1] + len(self._waiting[0].seeds) <= self.capacity.batch:
+                    fresh.append(self._waiting.popleft())
+                    self._running.append(fresh[-1])
                 self._note_load()
+                if self._running:
+                    return fresh
                 if self._closing:
-                    return []
+                    return None
                 self._changed.wait()
-            drawing, room = self._waiting[0].drawing, self.capacity.batch
-            batch: list[Job] = []
-            for job in self._waiting:
-                if job.drawing == drawing and len(job.seeds) <= room:
-                    batch.append(job)
-                    room -= len(job.seeds)
-            for job in batch:
-                self._waiting.remove(job)
-            self._running = batch
-            self._note_load()
-            return batch
 
-    def _draw(self, jobs: list[Job], started: float) -> None:
-        """Draw jobs of equal drawing in one batch. Where the pipeline refuses it, each is tried alone."""
-        watch = _Watch(self, jobs)
-        prompts = [job.prompt for job in jobs for _ in job.seeds]
-        generators = [torch.Generator().manual_seed(seed) for job in jobs for seed in job.seeds]
-        arguments = jobs[0].drawing.arguments()
+    def _begin(self, job: Job) -> None:
+        """Hand a job to the batcher. A mistake in it is told at once, and is nobody else's."""
+        begun = time.monotonic()
+        self.metrics.waited.observe(begun - job.submitted)
+        watch, prompts = _Watch(self, job), [job.prompt] * len(job.seeds)
+        generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
         try:
-            result = self.pipe(prompts, generator=generators, callback_on_step_end=watch, **arguments)
-        except Cancelled:
-            return
+            asked = self.pipe.ask(prompts, generator=generators, callback_on_step_end=watch, **job.drawing.arguments())
+            sampler = asked.pipe.sampler
+            if sampler not in self._batchers:
+                self._batchers[sampler] = Batcher(sampler, pictures=self.capacity.batch)
+            batcher = self._batchers[sampler]
+            ticket = batcher.submit(**asked.arguments)
         except ValueError as error:
-            if len(jobs) == 1:
-                self._tell(jobs[0], Failed("invalid", str(error)))
-                return
-            for job in jobs:
-                if not job.over:
-                    self._draw([job], started)
-            return
-        self._count(result)
-        seconds = {phase: value - watch.seconds[phase] for phase, value in result.phases.seconds.items()}
-        first = 0
-        for job in jobs:
-            waited = started - job.submitted
-            self.metrics.waited.observe(waited)
-            if not job.over:
-                done = self._done(
-                    job, result, first, seconds | {"waited": waited, "previews": sum(watch.seconds.values())}
-                )
-                self._tell(job, done)
-            first += len(job.seeds)
+            self._finish(job, Failed("invalid", str(error)))
+        except Exception:
+            log.exception("drawing failed")
+            self._finish(job, FAILED)
+        else:
+            self._drawn[ticket] = _Drawn(job, asked, watch, begun, batcher)
+            self.metrics.phase_seconds.labels("condition").inc(asked.seconds + ticket.seconds["condition"])
 
-    def _done(self, job: Job, result: Generation, first: int, seconds: dict[str, float]) -> Done:
+    def _step(self) -> int:
+        """One unit of work, and the ends that it brought. Returns how many pictures were finished."""
+        finished = 0
+        for ticket, drawn in self._drawn.items():
+            if drawn.job.over or self._expired(drawn.job):
+                drawn.batcher.cancel(ticket)
+        for batcher in self._batchers.values():
+            before = batcher.seconds
+            batcher.step()
+            for phase, value in batcher.seconds.items():
+                self.metrics.phase_seconds.labels(phase).inc(value - before[phase])
+        for ticket in [ticket for ticket in self._drawn if ticket.over]:
+            drawn = self._drawn.pop(ticket)
+            if ticket.result is not None:
+                finished += ticket.count
+                self.metrics.pictures.inc(ticket.count)
+                self.metrics.batches.observe(ticket.most)
+                self._finish(drawn.job, self._done(drawn, ticket.result, ticket.most))
+            else:
+                self._finish(drawn.job, None if ticket.error is None else Failed("invalid", str(ticket.error)))
+        return finished
+
+    def _finish(self, job: Job, event: Event | None) -> None:
+        """Free the place of a job that ran, and tell it."""
+        with self._changed:
+            self._running.remove(job)
+            self._note_load()
+        if event is not None:
+            self._tell(job, event)
+
+    def _done(self, drawn: _Drawn, made: Generation, batch: int) -> Done:
+        job, result = drawn.job, drawn.asked.answer(made)
         pictures = tuple(
             Picture(
-                finished_png(self.pipe, self.pair, result, first + place, job.prompt, seed),
+                finished_png(self.pipe, self.pair, result, place, job.prompt, seed),
                 seed,
-                tuple(result.origin[first + place].tolist()),
+                tuple(result.origin[place].tolist()),
             )
             for place, seed in enumerate(job.seeds)
         )
+        beside = {"waited": drawn.begun - job.submitted, "previews": drawn.watch.seconds}
         kept = ("negative_prompt", "dtype", "ar_tokens", "ar_fraction", "prefix", "fill")
         return Done(
             pictures,
             grid=(result.grid.height, result.grid.width),
             size=result.images[0].size,
-            seconds=seconds,
+            seconds={**result.phases.seconds, **beside},
             passes=dict(result.phases.passes),
-            batch=len(result.images),
+            batch=batch,
             settings={key: result.settings[key] for key in kept},
             lossy=result.lossy,
         )
@@ -253,12 +278,6 @@ class Engine:
             self.metrics.ends.labels("deadline").inc()
         return expired
 
-    def _count(self, result: Generation) -> None:
-        self.metrics.pictures.inc(len(result.images))
-        self.metrics.batches.observe(len(result.images))
-        for phase, value in result.phases.seconds.items():
-            self.metrics.phase_seconds.labels(phase).inc(value)
-
     def _note_load(self) -> None:
         waiting, running = self.load()
         self.metrics.waiting.set(waiting)
@@ -266,48 +285,44 @@ class Engine:
 
 
 class _Watch:
-    """The pipeline's callback for one batch: previews, deadlines, and whether anybody still waits.
+    """The callback of one job: previews, its deadline, and whether anybody still waits.
 
     Attributes:
-        seconds: spent on previews, by phase.
+        seconds: spent on previews.
     """
 
-    def __init__(self, engine: Engine, jobs: list[Job]) -> None:
-        self.engine, self.jobs = engine, jobs
+    def __init__(self, engine: Engine, job: Job) -> None:
+        self.engine, self.job = engine, job
         self.totals: dict[str, int] = {}
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.seconds = 0.0
 
     def __call__(self, pipe: HybridPipeline, index: int, phase: str, told: dict[str, Any]) -> bool:
-        began = time.perf_counter()
-        for job in self.jobs:
-            self.engine._expired(job)
-        if all(job.over for job in self.jobs):
+        began, step = time.perf_counter(), told["step"]
+        if self.job.over or self.engine._expired(self.job):
             return False
-        step: Step = told["step"]
         done, total = self._progress(pipe, step)
-        if done < total:  # the finished picture follows the last one at once
-            self._preview(pipe, step, done, total)
-        self.seconds[phase] += time.perf_counter() - began
+        if done < total and self.job.wants_preview(done, total):  # the finished picture follows the last one at once
+            pngs = preview_pngs(pipe, step)
+            self.job.tell(Preview(step.phase, step.index, step.total, tuple(pngs)))
+        self.seconds += time.perf_counter() - began
         return True
 
     def _progress(self, pipe: HybridPipeline, step: Step) -> tuple[int, int]:
         """Steps done and, as far as is known, how many there are."""
         self.totals[step.phase] = step.total
         before = sum(total for phase, total in self.totals.items() if phase != step.phase)
-        drawing, whole = self.jobs[0].drawing, step.total == step.grid.height
+        drawing, whole = self.job.drawing, step.total == step.grid.height
         fills = step.phase == "prefix" and not (pipe.masked is None or drawing.method == "ar" or whole)
         coming = (drawing.steps or pipe.defaults.steps) if fills else 0
         return before + step.index, before + step.total + coming
 
-    def _preview(self, pipe: HybridPipeline, step: Step, done: int, total: int) -> None:
-        wanted: list[tuple[Job, list[int]]] = []
-        first = 0
-        for job in self.jobs:
-            if job.wants_preview(done, total):
-                wanted.append((job, list(range(first, first + len(job.seeds)))))
-            first += len(job.seeds)
-        if not wanted:
-            return
-        pngs = iter(preview_pngs(pipe, step, [row for _, rows in wanted for row in rows]))
-        for job, rows in wanted:
-            job.tell(Preview(step.phase, step.index, step.total, tuple(next(pngs) for _ in rows)))
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A job that a batcher has, and since when."""
+
+    job: Job
+    asked: Asked
+    watch: _Watch
+    begun: float
+    batcher: Batcher

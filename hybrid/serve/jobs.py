@@ -8,30 +8,28 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edit:
     """A picture to draw into.
 
     Attributes:
-        digest: of the picture's and the mask's files; edits are equal where it is.
         image: RGB.
         mask: white where the picture is drawn anew.
     """
 
-    digest: str
-    image: Image.Image = field(compare=False, repr=False)
-    mask: Image.Image = field(compare=False, repr=False)
+    image: Image.Image
+    mask: Image.Image
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How to draw: everything but the prompt and the seed. Equal drawings share a batch.
+    """How to draw: everything but the prompt and the seed.
 
     None means the pairing's own default. The names are ``HybridPipeline.__call__``'s.
     """
@@ -85,10 +83,10 @@ class Done:
         pictures: as many as the job has seeds.
         grid: tokens (height, width).
         size: pixels (width, height).
-        seconds: of the batch that the pictures were drawn in, by phase, without previews; besides ``waited`` in the
-            queue and ``previews``.
-        passes: forward passes of the batch, by phase.
-        batch: pictures of the batch.
+        seconds: of the passes that the pictures took part in, other jobs' share included, by phase, without previews;
+            besides ``waited`` in the queue and ``previews``.
+        passes: those forward passes, by phase.
+        batch: the most pictures in one of those passes, these among them.
         settings: what the pictures were drawn with, complete.
         lossy: how aligning the codebooks changed the prefix, or None where it is exact.
     """

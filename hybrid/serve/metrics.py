@@ -28,10 +28,13 @@ class Metrics:
         self.ends = Counter("hybrid_jobs", "Jobs by how they ended", ["end"], registry=registry)
         self.waited = Histogram("hybrid_waited_seconds", "Seconds in the queue", buckets=SECONDS, registry=registry)
         self.batches = Histogram(
-            "hybrid_batch_pictures", "Pictures of a batch", buckets=(1, 2, 4, 8, 16, 32), registry=registry
+            "hybrid_batch_pictures",
+            "For each request, most pictures that shared a pass",
+            buckets=(1, 2, 4, 8, 16, 32),
+            registry=registry,
         )
         self.phase_seconds = Counter(
-            "hybrid_phase_seconds", "Seconds of drawing, by phase, for whole batches", ["phase"], registry=registry
+            "hybrid_phase_seconds", "Seconds of drawing, by phase, each pass counted once", ["phase"], registry=registry
         )
 
     def text(self) -> bytes:

@@ -23,16 +23,15 @@ if TYPE_CHECKING:
     from hybrid.pipeline import HybridPipeline
 
 
-def preview_pngs(pipe: HybridPipeline, step: Step, rows: list[int]) -> list[bytes]:
-    """The given pictures of a batch as far as they are written; the rest is transparent.
+def preview_pngs(pipe: HybridPipeline, step: Step) -> list[bytes]:
+    """Pictures as far as they are written; the rest is transparent.
 
     Args:
         pipe: decodes.
         step: what the sampler told.
-        rows: places in the batch.
     """
     tokenizer = pipe.sampler.ar_tokenizer if step.phase in ("prefix", "verify") else pipe.tokenizer
-    tokens_bn = step.tokens_bn[rows]
+    tokens_bn = step.tokens_bn
     # A place that is not written yet repeats the picture's first known code, so that its neighbours look right.
     known_bn = tokens_bn != MASK
     first_b1 = tokens_bn.gather(1, known_bn.long().argmax(dim=1, keepdim=True)).clamp(min=0)

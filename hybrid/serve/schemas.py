@@ -109,9 +109,11 @@ class Report(BaseModel):
     model: str
     grid: tuple[int, int] = Field(description="Tokens: height, width.")
     size: str
-    seconds: dict[str, float] = Field(description="By phase, for the whole batch; waiting and previews apart.")
-    passes: dict[str, int] = Field(description="Forward passes by phase, for the whole batch.")
-    batch: int = Field(description="Pictures drawn together, other clients' among them.")
+    seconds: dict[str, float] = Field(
+        description="By phase, of the passes that these pictures shared; waiting and previews apart."
+    )
+    passes: dict[str, int] = Field(description="Those forward passes, by phase.")
+    batch: int = Field(description="The most pictures in one of them, other clients' among them.")
     settings: dict[str, Any] = Field(description="Everything that was drawn with.")
     lossy: str | None = Field(None, description="How the models' codebooks differ, if they do.")
 

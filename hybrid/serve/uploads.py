@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 
 from PIL import Image, UnidentifiedImageError
@@ -22,8 +21,7 @@ def read_edit(image: bytes, mask: bytes, size: tuple[int, int]) -> Edit:
     Raises:
         ValueError: a file that is no PNG, JPEG or WebP, or not of the size.
     """
-    digest = hashlib.sha256(len(image).to_bytes(8, "big") + image + mask).hexdigest()
-    return Edit(digest, _picture(image, "image", size), _mask(_picture(mask, "mask", size)))
+    return Edit(_picture(image, "image", size), _mask(_picture(mask, "mask", size)))
 
 
 def _picture(data: bytes, field: str, size: tuple[int, int]) -> Image.Image:
