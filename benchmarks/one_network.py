@@ -71,7 +71,7 @@ def plot(log: Sequence[Mapping[str, float]], pair: Mapping[str, Mapping[str, flo
         "next token": ("ar", "nats_next", ("nats",)),
         "masked place": ("masked", "nats_masked", ("nats_half", "nats_quarter_prefix", "nats_half_prefix")),
     }
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
     for axes, (what, (own, training, held)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         steps = [line["step"] for line in log if training in line]
         axes.plot(steps, running_mean([line[training] for line in log if training in line]), color="0.6",
@@ -84,7 +84,7 @@ def plot(log: Sequence[Mapping[str, float]], pair: Mapping[str, Mapping[str, flo
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(f"nats per {what}")
         axes.grid(color="0.9")
-        axes.legend(fontsize="x-small")
+        axes.legend(fontsize="x-small", ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.savefig(path, dpi=110)
 
 
