@@ -39,6 +39,7 @@ class Series:
         dash: of the line that joins them.
         filled: whether markers are black inside.
         below: labels stand below their points on the left, otherwise above on the right.
+        compiled: whether the points are those with compiled networks.
     """
 
     name: str
@@ -49,11 +50,13 @@ class Series:
     dash: str = "-"
     filled: bool = False
     below: bool = False
+    compiled: bool = False
 
 
 DIAL = (
     Series("masked, passes", "masked", "s", "steps", "{steps}"),
     Series("hybrid, share of the AR model", "hybrid", "o", "ar_fraction", "{ar_fraction:.3g}", "--"),
+    Series("hybrid, compiled", "hybrid", "h", "ar_fraction", "{ar_fraction:.3g}", filled=True, compiled=True),
     Series("refined: hybrid, then scored and redrawn", "refined", "D"),
     Series(
         "relaxed, drafts of the AR model, bound on each token", "relaxed", "v", "relax", "{relax:.2g}", ":", below=True
@@ -61,6 +64,7 @@ DIAL = (
     Series("Jacobi: exact, drafts of the AR model", "jacobi", "X", filled=True),
     Series("exact, drafts of the masked model", "exact", "^", filled=True),
     Series("AR, token by token", "ar", "*", filled=True),
+    Series("AR, compiled", "ar", "P", filled=True, compiled=True),
 )
 """The methods of the dial, from instant to exact."""
 
@@ -111,7 +115,8 @@ def dial(report: Mapping[str, Any], series: Sequence[Series] = DIAL) -> Figure:
 
 def sorted_rows(rows: Sequence[Mapping[str, Any]], one: Series) -> list[Mapping[str, Any]]:
     """A series' rows along its setting."""
-    own, along = [row for row in rows if row["method"] == one.method], one.along
+    own = [row for row in rows if row["method"] == one.method and bool(row.get("compile")) == one.compiled]
+    along = one.along
     return own if along is None else sorted(own, key=lambda row: row["settings"][along])
 
 

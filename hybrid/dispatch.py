@@ -83,8 +83,7 @@ def spread(
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise ValueError(f"device_map: a {type(model).__name__} has no layers to spread")
     for part in model.modules():
-        if hasattr(part, "split"):
-            part.split()
+        getattr(part, "split", lambda: None)()
     device: Place = (main.index or 0) if main.type == "cuda" else main.type
     room: dict[Place, int] = get_max_memory(None if max_memory is None else dict(max_memory))
     if max_memory is None:

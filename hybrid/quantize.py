@@ -88,8 +88,7 @@ def replace_weights(model: Any, scheme: str) -> None:
     if not isinstance(layers, nn.Module):
         raise ValueError(f"quantize {scheme}: a {type(model).__name__} has no blocks to quantize")
     for part in layers.modules():
-        if hasattr(part, "split"):
-            part.split()
+        getattr(part, "split", lambda: None)()
     linear = [part for part in layers.modules() if isinstance(part, nn.Linear)]
     weight = linear[0].weight
     if scheme == "int4" and (weight.device.type, weight.dtype) != ("cuda", torch.bfloat16):
