@@ -63,7 +63,8 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             "baseline",
             f"{baseline['label']}"
             + (f", {seconds(baseline['median'])}" if baseline["median"] else "")
-            + (f"; the best of {len(baseline['choice'])} settings" if baseline["choice"] else ""),
+            + (f"; the best of {len(baseline['choice'])} settings" if baseline["choice"] else "")
+            + (f"; the fastest of {len(baseline['paths'])} paths" if len(baseline["paths"]) > 1 else ""),
         ),
         ("device", f"{header['device']}, {header['threads']} of {header['cores']} cores used"),
         ("load while timing", _load(header)),

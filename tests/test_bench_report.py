@@ -14,7 +14,7 @@ from PIL import Image
 from hybrid.benchmarks import cli
 from hybrid.benchmarks.differences import compare, difference
 from hybrid.benchmarks.plots import ROOM, _number, draw, front
-from hybrid.benchmarks.report import make_report
+from hybrid.benchmarks.report import against_fastest, make_report
 from hybrid.benchmarks.times import limit_shares, speedup_of, times_of
 from hybrid.recommend import read_report, recommend
 
@@ -329,3 +329,16 @@ def test_files_that_are_no_reports(content: str | None, message: str, tmp_path: 
         (tmp_path / "report.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_report(tmp_path)
+
+
+def test_paths_of_the_baseline_are_compared_with_the_fastest() -> None:
+    def row(key: str, speedup: float) -> dict[str, Any]:
+        times = {"speedup": speedup, "speedup_interval": [speedup / 2, speedup * 2]}
+        return {"key": key, "region": "all", "speed": [times], **times}
+
+    rows = [row("plain", 1.02), row("compiled", 2.5), row("hybrid", 1.1)]
+    assert against_fastest(rows, ["plain", "compiled"]) is rows[1]
+    assert [one["speedup"] for one in rows] == [pytest.approx(0.408), 1.0, 1.1]
+    assert rows[0]["speed"][0]["speedup_interval"] == [pytest.approx(0.204), pytest.approx(0.816)]
+    alone = [row("plain", 1.02), row("hybrid", 1.1)]
+    assert against_fastest(alone, ["plain"]) is alone[0] and alone[0]["speedup"] == 1.02

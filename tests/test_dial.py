@@ -43,7 +43,8 @@ def test_points_of_a_method_are_joined_along_their_setting() -> None:
     assert [one["settings"]["steps"] for one in sorted_rows(ROWS[:3], DIAL[0])] == [4, 16]
     upper, lower = dial(report()).axes
     drawn = {one.get_label(): one for one in upper.containers}
-    assert list(drawn) == [one.name for one in DIAL if one.method in ("masked", "hybrid", "jacobi", "ar")]
+    plain = [one for one in DIAL if not one.compiled]
+    assert list(drawn) == [one.name for one in plain if one.method in ("masked", "hybrid", "jacobi", "ar")]
     masked = drawn[DIAL[0].name].lines[0]
     assert masked.get_xydata().tolist() == [[0.1, 3.0], [0.4, 1.5]]
     # Only rows of the whole picture that have both figures; a second panel has the score over real pictures'.
@@ -71,7 +72,8 @@ def test_the_shipped_sweep_has_every_method_of_the_dial() -> None:
     # exact draws from the AR model's distribution, but for minutes; whoever wants its time adds a line to the sweep.
     assert {point.method for point in sweep.points} == {one.method for one in DIAL} - {"exact"}
     for one in DIAL:
-        own = [dict(point.settings) for point in sweep.points if point.method == one.method]
+        points = [point for point in sweep.points if point.method == one.method and point.compile == one.compiled]
+        own = [dict(point.settings) for point in points]
         assert all(one.label.format(**settings) for settings in own) or not one.label
         assert len(own) <= 1 or one.along is not None
         assert all(settings["draft"] == "jacobi" for settings in own if one.method == "relaxed")  # as its name says
