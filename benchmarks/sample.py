@@ -71,7 +71,8 @@ def draw_parts(
         places = range(part * PART, min((part + 1) * PART, count))
         asked = [prompts[place % len(prompts)] for place in places]
         made = pipeline(asked, seed=seed + part * PART, output_type="tokens", **settings)
-        images = decoding.start(pipeline.sampler.decoder(made), made.tokens, made.grid, tile=tile)
+        decoder = pipeline.sampler.decoder(only_ar=made.settings["ar_fraction"] == 1)
+        images = decoding.start(decoder, made.tokens, made.grid, tile=tile)
         if waiting is not None:
             write(*waiting)
         waiting = part, images

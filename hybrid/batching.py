@@ -274,7 +274,7 @@ class Batcher:
         """Make the pictures of finished requests that have a grid, a decoder and tiles in common, in one batch."""
         tickets = [ticket for ticket in finished if ticket.decoding == finished[0].decoding]
         if tickets[0].decode:
-            own = self.sampler.ar_tokenizer if tickets[0].ready.only_ar else self.sampler.tokenizer
+            own = self.sampler.decoder(only_ar=tickets[0].ready.only_ar)
             with self._counted("decode", tickets):
                 codes_bn = torch.cat([ticket.codes_bn for ticket in tickets])
                 images = tiling.decode(own, codes_bn, tickets[0].ready.grid, tile=tickets[0].tile).float()

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hybrid.few_rows import split_fused
+
 logger = logging.getLogger(__name__)
 
 KEPT_FREE = 0.1
@@ -82,8 +84,7 @@ def spread(
     layers: Any = getattr(model, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise ValueError(f"device_map: a {type(model).__name__} has no layers to spread")
-    for part in model.modules():
-        getattr(part, "split", lambda: None)()
+    split_fused(model)
     device: Place = (main.index or 0) if main.type == "cuda" else main.type
     room: dict[Place, int] = get_max_memory(None if max_memory is None else dict(max_memory))
     if max_memory is None:

@@ -42,6 +42,13 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
+def split_fused(module: nn.Module) -> None:
+    """Before weights are replaced or moved one by one: undo in every part what it has laid side by side, as
+    ``llama.FeedForward.fuse`` does."""
+    for part in module.modules():
+        getattr(part, "split", lambda: None)()
+
+
 class Linear(nn.Linear):
     """A linear layer without bias that reads its weights once where there are few rows."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hybrid.few_rows import Int8Linear
+from hybrid.few_rows import Int8Linear, split_fused
 from hybrid.types import MASK
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def replace_weights(model: Any, scheme: str) -> None:
     layers = getattr(model, "layers", None)
     if not isinstance(layers, nn.Module):
         raise ValueError(f"quantize {scheme}: a {type(model).__name__} has no blocks to quantize")
-    for part in layers.modules():
-        getattr(part, "split", lambda: None)()
+    split_fused(layers)
     linear = [part for part in layers.modules() if isinstance(part, nn.Linear)]
     weight = linear[0].weight
     if scheme == "int4" and (weight.device.type, weight.dtype) != ("cuda", torch.bfloat16):

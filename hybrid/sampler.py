@@ -114,9 +114,9 @@ class HybridSampler:
         if ar is not None and masked is not None:
             self.alignment = align(self.ar_tokenizer, tokenizer, lossy=lossy)
 
-    def decoder(self, made: Generation) -> ImageTokenizer:
-        """What decodes a result's tokens: the AR model's tokenizer where that model wrote all of them."""
-        return self.ar_tokenizer if made.settings["ar_fraction"] == 1 else self.tokenizer
+    def decoder(self, *, only_ar: bool) -> ImageTokenizer:
+        """What decodes: the AR model's tokenizer where that model wrote all tokens, else the masked model's."""
+        return self.ar_tokenizer if only_ar else self.tokenizer
 
     @torch.inference_mode()
     def generate(
@@ -293,7 +293,7 @@ class HybridSampler:
         images = None
         if decode:
             with clock.phase("decode"):
-                decoder = self.ar_tokenizer if only_ar else self.tokenizer
+                decoder = self.decoder(only_ar=only_ar)
                 images = tiling.decode(decoder, codes_bn, ready.grid, tile=tile).float()
                 passes["decode"] = 1
         settings = settings_of(ready, prefix, fill, verify, refine, zipar, tile)

@@ -18,7 +18,7 @@ def test_the_pictures_are_those_of_the_pipeline(device: str) -> None:
     waiting, expected = [], []
     for seed in range(3):
         made = pipe([0, 1], seed=seed, steps=2, output_type="tokens")
-        waiting.append(decoding.start(pipe.sampler.decoder(made), made.tokens, made.grid))
+        waiting.append(decoding.start(pipe.sampler.decoder(only_ar=False), made.tokens, made.grid))
         expected.append(pipe([0, 1], seed=seed, steps=2, output_type="pt").images)
     for wait, images in zip(waiting, expected, strict=True):
         found = wait()
@@ -29,5 +29,6 @@ def test_the_pictures_are_those_of_the_pipeline(device: str) -> None:
 def test_the_ar_models_own_tokenizer_decodes_what_it_wrote_alone() -> None:
     pipe, other = class_pair(), class_pair()
     pipe.sampler.ar_tokenizer = other.tokenizer
-    assert pipe.sampler.decoder(pipe([0], method="ar", seed=0, output_type="tokens")) is other.tokenizer
-    assert pipe.sampler.decoder(pipe([0], ar_fraction=0.5, steps=2, seed=0, output_type="tokens")) is pipe.tokenizer
+    assert pipe.sampler.decoder(only_ar=pipe([0], method="ar", seed=0).settings["ar_fraction"] == 1) is other.tokenizer
+    hybrid = pipe([0], ar_fraction=0.5, steps=2, seed=0, output_type="tokens")
+    assert pipe.sampler.decoder(only_ar=hybrid.settings["ar_fraction"] == 1) is pipe.tokenizer
