@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hybrid.loss_plot import can_plot
 
 from .figures import write_json
+from .labels import write_beside
 from .report import make_report, read_raw
 from .tables import markdown
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 120
+Mark = tuple[float, float, str]
+"""A point and its label."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,6 @@ class Series:
         label: beside a point, a format of its settings.
         dash: of the line that joins them.
         filled: whether markers are black inside.
-        below: labels stand below their points on the left, otherwise above on the right.
         compiled: whether the points are those with compiled networks.
     """
 
@@ -49,7 +51,6 @@ class Series:
     label: str = ""
     dash: str = "-"
     filled: bool = False
-    below: bool = False
     compiled: bool = False
 
 
@@ -58,9 +59,7 @@ DIAL = (
     Series("hybrid, share of the AR model", "hybrid", "o", "ar_fraction", "{ar_fraction:.3g}", "--"),
     Series("hybrid, compiled", "hybrid", "h", "ar_fraction", "{ar_fraction:.3g}", filled=True, compiled=True),
     Series("refined: hybrid, then scored and redrawn", "refined", "D"),
-    Series(
-        "relaxed, drafts of the AR model, bound on each token", "relaxed", "v", "relax", "{relax:.2g}", ":", below=True
-    ),
+    Series("relaxed, drafts of the AR model, bound on each token", "relaxed", "v", "relax", "{relax:.2g}", ":"),
     Series("Jacobi: exact, drafts of the AR model", "jacobi", "X", filled=True),
     Series("exact, drafts of the masked model", "exact", "^", filled=True),
     Series("AR, token by token", "ar", "*", filled=True),
@@ -87,11 +86,11 @@ def dial(report: Mapping[str, Any], series: Sequence[Series] = DIAL) -> Figure:
     score, real = header["score"], header["real_score"]
     figure = Figure(figsize=(7.6, 7.4 if score else 4.6), layout="constrained")
     panels = figure.subplots(2 if score else 1, 1, sharex=True, squeeze=False)[:, 0]
-    for one, points in found:
-        if points:
-            _line(panels[0], one, points, "frechet_over_ar", 1.0)
-            if score:
-                _line(panels[1], one, points, score, 1 / real)
+    drawn = [(panels[0], "frechet_over_ar", 1.0)] + ([(panels[1], score, 1 / real)] if score else [])
+    marks = [
+        [mark for one, points in found if points for mark in _line(axes, one, points, name, factor)]
+        for axes, name, factor in drawn
+    ]
     panels[0].axhline(1, color="0.6", linewidth=0.8, linestyle=":")
     panels[0].set_ylabel("Fréchet distance over the AR model's\n(1: as good; less is better)")
     panels[0].set_ylim(bottom=min(0.5, *panels[0].get_ylim()))
@@ -102,7 +101,8 @@ def dial(report: Mapping[str, Any], series: Sequence[Series] = DIAL) -> Figure:
     last.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     last.xaxis.set_minor_formatter(NullFormatter())
     low, high = last.get_xlim()
-    last.set_xticks([tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low <= tick <= high])
+    steps = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    last.set_xticks([tick for power in (0.01, 0.1, 1, 10) for step in steps if low <= (tick := power * step) <= high])
     last.set_xlabel(
         f"seconds of one request of {rows[0]['batch']} picture{'s' if rows[0]['batch'] > 1 else ''}, median"
     )
@@ -110,6 +110,8 @@ def dial(report: Mapping[str, Any], series: Sequence[Series] = DIAL) -> Figure:
         axes.grid(color="0.93")
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=8.5, frameon=False)
+    for (axes, _, _), beside in zip(drawn, marks, strict=True):
+        write_beside(axes, beside)
     return figure
 
 
@@ -120,7 +122,7 @@ def sorted_rows(rows: Sequence[Mapping[str, Any]], one: Series) -> list[Mapping[
     return own if along is None else sorted(own, key=lambda row: row["settings"][along])
 
 
-def _line(axes: Any, one: Series, rows: Sequence[Mapping[str, Any]], name: str, factor: float) -> None:
+def _line(axes: Any, one: Series, rows: Sequence[Mapping[str, Any]], name: str, factor: float) -> list[Mark]:
     x = [(row["p10"], row["median"], row["p90"]) for row in rows]
     y = [tuple(factor * value for value in _around(row, name)) for row in rows]
     axes.errorbar(
@@ -129,10 +131,8 @@ def _line(axes: Any, one: Series, rows: Sequence[Mapping[str, Any]], name: str, 
         linestyle=one.dash if one.along else "none", markerfacecolor="black" if one.filled else "white",
         elinewidth=0.6, capsize=2, ecolor="0.45", label=one.name,
     )  # fmt: skip
-    for row, (_, at, _), (_, value, _) in zip(rows, x, y, strict=True):
-        text = one.label.format(**row["settings"])
-        side: dict[str, Any] = {"xytext": (-7, -12), "ha": "right"} if one.below else {"xytext": (7, 6)}
-        axes.annotate(text, (at, value), textcoords="offset points", fontsize=9, **side)
+    texts = [one.label.format(**row["settings"]) for row in rows]
+    return [(at, value, text) for (_, at, _), (_, value, _), text in zip(x, y, texts, strict=True)]
 
 
 def _around(row: Mapping[str, Any], name: str) -> tuple[float, float, float]:

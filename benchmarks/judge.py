@@ -56,9 +56,9 @@ WAYS: tuple[Settings, ...] = (
 SERIES = (
     Series("masked, passes", "masked", "s", "steps", "{steps}"),
     Series("hybrid, AR share + passes", "hybrid", "o", None, "{ar_fraction:.3g} + {steps}"),
-    Series("refined, rounds", "refined", "D", "rounds", "{rounds}", filled=True, below=True),
+    Series("refined, rounds", "refined", "D", "rounds", "{rounds}", filled=True),
     Series("fill guided by the AR model, weight and passes", "guided", "v", None, "{weight:g}, {steps}", filled=True),
-    Series("scattered seeds, tokens", "scattered", "X", "seeds", "{seeds}", filled=True, below=True),
+    Series("scattered seeds, tokens", "scattered", "X", "seeds", "{seeds}", filled=True),
     Series("AR, token by token", "ar", "*", filled=True),
 )
 
