@@ -33,8 +33,9 @@ def write_beside(axes: Axes, marks: Sequence[tuple[float, float, str]], *, size:
     figure: Any = axes.figure
     figure.draw_without_rendering()  # the layout is known only now
     half = MARKER * figure.dpi / 72
-    at = axes.transData.transform([(x, y) for x, y, _ in marks]) if marks else []
-    taken: list[BboxBase] = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in at]
+    taken: list[BboxBase] = []
+    for x, y in axes.transData.transform([(x, y) for x, y, _ in marks]) if marks else ():
+        taken.append(Bbox.from_extents(x - half, y - half, x + half, y + half))
     inside = axes.get_window_extent()
     for x, y, text in marks:
         tried = []

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from hybrid import tiling
 from hybrid.handoff import is_shared
-from hybrid.lanes import Lane
-from hybrid.phases import Callback, Cancelled, Fill, Sampling, Step, write_pass
+from hybrid.lanes import Lane, SlotModel
+from hybrid.phases import Callback, Cancelled, Fill, Sampling, Step, pass_scale, write_pass
 from hybrid.prepare import device_of, join, prepare, translate
 from hybrid.refine import Refine
 from hybrid.sampler import Clock, HybridSampler, settings_of
@@ -44,9 +44,12 @@ class Batcher:
         pictures: the most that are drawn at once, from the first token of the prefix to the decoded picture.
         patience: see ``PATIENCE``.
 
-    Verification, refinement, ZipAR, approximate reuse, and a network that is both models and hands its cache over draw
-    a request as a whole: when those that began before it are done, together with all that began and are drawn in the
-    same way, in one step, in which the others wait.
+    Of a network that is both models, requests with prefixes of one length share masked passes: each goes on in its own
+    part of the AR phase's cache.
+
+    Verification, refinement, ZipAR and approximate reuse draw a request as a whole: when those that began before it are
+    done, together with all that began and are drawn in the same way, in one step, in which the others wait. So does a
+    network that is both models where it keeps no slots, or where guidance begins with the fill.
     """
 
     def __init__(self, sampler: HybridSampler, *, pictures: int = 16, patience: int = PATIENCE) -> None:
@@ -125,14 +128,25 @@ class Batcher:
             )
         judged = {"verify": verify, "refine": refine, "zipar": zipar}
         ticket = Ticket(ready, prefix, fill, callback, decode, tile, judged)
-        handed = is_shared(self.sampler.ar, self.sampler.masked) and ready.length > 0
-        if any(judged.values()) or (not ready.only_ar and (handed or fill.reuse > 1)):
+        if any(judged.values()) or (not ready.only_ar and (fill.reuse > 1 or self._lacks_cache(ticket))):
             ticket.first = "whole"
         elif not ready.length:
             ticket.first = ticket.plan_fill()
         ticket.seconds["condition"] = self._clock.seconds["condition"] - before
         self._waiting.append(ticket)
         return ticket
+
+    def _hands_over(self, ticket: Ticket) -> bool:
+        """Whether the fill goes on in the AR phase's cache."""
+        shared = is_shared(self.sampler.ar, self.sampler.masked)
+        return shared and ticket.ready.length > 0 and not ticket.ready.only_ar
+
+    def _lacks_cache(self, ticket: Ticket) -> bool:
+        """Whether the cache that is to be handed over has no rows for the fill's guidance, or is in no slots."""
+        if not self._hands_over(ticket):
+            return False
+        guided = any(pass_scale(ticket.fill, index) != 1 for index in range(ticket.fill.steps))
+        return (guided and not ticket.guided) or not isinstance(self.sampler.ar, SlotModel)
 
     @torch.inference_mode()
     def cancel(self, ticket: Ticket) -> None:
@@ -159,7 +173,7 @@ class Batcher:
         elif before and before[0].stage == "whole":
             self._draw_whole([ticket for ticket in self._running if ticket.draws_like(before[0])])
         elif self._masked_turn(fills):
-            self._pass([ticket for ticket in fills if ticket.ready.grid == fills[0].ready.grid])
+            self._pass([ticket for ticket in fills if ticket.shares_passes == fills[0].shares_passes])
         elif new and (joined := self._join(new)):
             self._after_token(joined)
         elif self._lanes:
@@ -233,6 +247,8 @@ class Batcher:
                     self._fail(ticket, error)
                 self._tell(ticket, "prefix", -(-place // grid.width), -(-length // grid.width), ticket.tokens_bn, grid)
             if place == length and not ticket.over:
+                if self._hands_over(ticket):
+                    ticket.past = next(lane for lane in self._lanes if ticket in lane.tickets).past(ticket)
                 self._leave_lane(ticket)
                 self._hand_over(ticket)
 
@@ -334,6 +350,7 @@ class Batcher:
     def _end(self, ticket: Ticket) -> None:
         """Free what a request holds."""
         self._leave_lane(ticket)
+        ticket.past = None
         for place in (self._running, self._waiting, self._turn):
             if ticket in place:
                 place.remove(ticket)

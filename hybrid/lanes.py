@@ -110,6 +110,16 @@ class Lane:
         logits_rk = self.model.decode(fed_r[:, None], places_r, self._state)[:, -1]
         _draw(self.tickets, self._rows, logits_rk)
 
+    def past(self, ticket: Ticket) -> State:
+        """A request's rows in a cache of their own, with room for the whole grid: its pictures as they were asked for,
+        then, where it is guided, without that. Of a model that keeps slots."""
+        assert self._keeper is not None and self._slots is not None
+        own = sorted((row.null, row.picture, index) for index, row in enumerate(self._rows) if row.ticket is ticket)
+        slots = self._keeper.slots(len(own), self.grid, self.grid.places)
+        for row, (_, _, index) in enumerate(own):
+            slots.copy_row(row, self._slots, index)
+        return slots.first(torch.full((len(own),), ticket.place - 1))
+
     def leave(self, ticket: Ticket) -> None:
         """Free a request's rows; the last rows move into their places."""
         self.tickets.remove(ticket)

@@ -30,6 +30,7 @@ class Ticket:
         index: masked passes done.
         most: the most pictures, its own among them, that shared a pass with it.
         waited: tokens that the AR model wrote since the request's last masked pass, or its hand-over.
+        past: the cache that the AR phase left, where one network is both models and goes on in it.
         sound_b: whether the AR model's logits have been sound.
         judged: further arguments of ``HybridSampler.draw``, where the request is drawn as a whole.
         result: what ``HybridSampler.generate`` would return; seconds are of the passes that the request took part in,
@@ -61,6 +62,7 @@ class Ticket:
         self.sound_b = torch.ones(self.count, dtype=torch.bool, device=ready.noise_bn.device)
         self.codes_bn, self.origin_bn = ready.codes_bn.clone(), torch.full_like(ready.codes_bn, FROM_AR)
         self.plan_bt: list[list[int]] = []
+        self.past: Any = None
         self.lossy: str | None = None
 
     @property
@@ -99,6 +101,16 @@ class Ticket:
         return "fill"
 
     @property
+    def known(self) -> int:
+        """Tokens from the first on that masked passes do not run over, because their cache is there."""
+        return 0 if self.past is None else self.ready.length
+
+    @property
+    def shares_passes(self) -> tuple[Grid, int]:
+        """What requests whose masked passes are shared agree on."""
+        return self.ready.grid, self.known
+
+    @property
     def unknown(self) -> int:
         """Places that are still to be written, of the picture that has the most."""
         return unknown_ahead(self.plan_bt, self.index)
@@ -111,8 +123,8 @@ class Ticket:
 
 def guided_logits(masked: MaskedModel, tickets: list[Ticket]) -> list[tuple[Tensor, Tensor]]:
     """Guided logits_bmk of each request at its unknown places_bm, from one pass of the model."""
-    tokens_bn = torch.cat([ticket.codes_bn for ticket in tickets])
-    places_bm = unknown_places(tokens_bn, max(ticket.unknown for ticket in tickets))
+    tokens_bn, known = torch.cat([ticket.codes_bn for ticket in tickets]), tickets[0].known
+    places_bm = known + unknown_places(tokens_bn[:, known:], max(ticket.unknown for ticket in tickets))
     sizes = [ticket.count for ticket in tickets]
     own_places = places_bm.split(sizes)
     scales = [ticket.scale for ticket in tickets]
@@ -121,6 +133,8 @@ def guided_logits(masked: MaskedModel, tickets: list[Ticket]) -> list[tuple[Tens
     condition = reduce(lambda some, more: some.cat(more), parts)
     tokens_rn = torch.cat((tokens_bn, *(tickets[number].codes_bn for number in guided)))
     places_rm = torch.cat((places_bm, *(own_places[number] for number in guided)))
+    if known:
+        masked = after_pasts(masked, tickets, [tickets[number] for number in guided])
     logits = list(masked.logits(tokens_rn, condition, places_rm).split(sizes + [sizes[n] for n in guided]))
     nulls = dict(zip(guided, logits[len(tickets) :], strict=True))
     found = []
@@ -130,6 +144,20 @@ def guided_logits(masked: MaskedModel, tickets: list[Ticket]) -> list[tuple[Tens
             asked = guide(asked, nulls[number][:, : ticket.unknown], scales[number])
         found.append((asked, places))
     return found
+
+
+def after_pasts(network: Any, tickets: list[Ticket], guided: list[Ticket]) -> MaskedModel:
+    """The masked model that reads the prefixes of several requests from their caches, put into one for a pass: rows of
+    all, then the null's rows of those that are guided."""
+    rows = [(ticket.past, picture) for ticket in tickets for picture in range(ticket.count)]
+    rows += [(ticket.past, ticket.count + picture) for ticket in guided for picture in range(ticket.count)]
+    ready = tickets[0].ready
+    slots = network.slots(len(rows), ready.grid, ready.grid.places)
+    for row, (past, source) in enumerate(rows):
+        slots.copy_row(row, past, source)
+    # The AR phase drew the last token of the prefix and did not feed it.
+    state = slots.first(torch.full((len(rows),), ready.length - 1))
+    return network.after_prefix(state, ready.length)  # type: ignore[no-any-return]
 
 
 def shares(drawn: Generation, tickets: list[Ticket]) -> list[Generation]:

@@ -395,17 +395,19 @@ def test_seconds_count_each_pass_once_and_leave_callbacks_out(monkeypatch: pytes
     assert judged.result is not None and sum(judged.result.phases.seconds.values()) < 200
 
 
-def test_one_network_shares_passes_where_it_hands_nothing_over_and_a_batch_where_it_does() -> None:
+def test_one_network_goes_on_in_its_cache_and_shares_passes_with_prefixes_of_its_length() -> None:
     sampler = one_network().sampler
     guided = Sampling(Guidance(2.0))
-    handed: dict[str, Any] = {"ar_tokens": 5, "prefix": guided, "fill": Fill(steps=4, sampling=guided)}
+    half = Sampling(Guidance(2.0, "interval", 0.0, 0.5))
     requests: list[dict[str, Any]] = [
-        {"prompts": [0], "seeds": [1], **handed},
+        {"prompts": [0], "seeds": [1], "ar_tokens": 5, "prefix": guided, "fill": Fill(steps=4, sampling=guided)},
         {"prompts": [1], "seeds": [2], "ar_fraction": 1.0},
-        {"prompts": [2, 0], "seeds": [3, 4], **handed},
+        {"prompts": [2, 0], "seeds": [3, 4], "ar_tokens": 5, "prefix": guided, "fill": Fill(steps=6, sampling=half)},
         {"prompts": [1], "seeds": [5], "ar_fraction": 0.0, "fill": Fill(steps=3)},
-        {"prompts": [2], "seeds": [6], "ar_fraction": 0.0, "fill": Fill(steps=5, sampling=guided)},
-        {"prompts": [2], "seeds": [7], "ar_fraction": 1.0, "prefix": guided},
+        {"prompts": [2], "seeds": [6], "ar_tokens": 5, "prefix": guided, "fill": Fill(steps=3)},
+        {"prompts": [1], "seeds": [7], "ar_tokens": 5, "fill": Fill(steps=2)},
+        {"prompts": [2], "seeds": [8], "ar_tokens": 9, "prefix": guided, "fill": Fill(steps=4, sampling=guided)},
+        {"prompts": [2], "seeds": [9], "ar_tokens": 1, "prefix": guided, "fill": Fill(steps=4)},
     ]
     alone = [sampler.generate(**request) for request in requests]
     batcher = Batcher(sampler)
@@ -413,7 +415,37 @@ def test_one_network_shares_passes_where_it_hands_nothing_over_and_a_batch_where
     for one, other in zip(finish(batcher, tickets), alone, strict=True):
         assert torch.equal(one.tokens, other.tokens) and torch.equal(one.origin, other.origin)
         assert one.phases.passes == other.phases.passes
-    assert [ticket.most for ticket in tickets] == [3, 2, 3, 2, 2, 2]
+    assert [ticket.first for ticket in tickets] == ["prefix"] * 3 + ["fill"] + ["prefix"] * 4
+    assert not any(ticket.past for ticket in tickets)
+
+
+def test_one_network_hands_over_whoever_joined_late() -> None:
+    sampler = one_network().sampler
+    guided = Sampling(Guidance(3.0))
+    requests: list[dict[str, Any]] = [
+        {"prompts": [number], "seeds": [number], "ar_tokens": 6, "prefix": guided, "fill": Fill(steps=3)}
+        for number in range(3)
+    ]
+    alone = [sampler.generate(**request) for request in requests]
+    batcher, tickets = Batcher(sampler), []
+    for request in requests:
+        tickets.append(batcher.submit(**request))
+        batcher.step()
+        batcher.step()
+    for one, other in zip(finish(batcher, tickets), alone, strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+    assert [ticket.most for ticket in tickets] == [3, 3, 3]
+
+
+def test_a_cache_without_rows_for_the_guidance_of_the_fill_is_drawn_as_a_whole() -> None:
+    sampler = one_network().sampler
+    request: dict[str, Any] = {"prompts": [1], "seeds": [7], "ar_tokens": 5}
+    request |= {"fill": Fill(steps=3, sampling=Sampling(Guidance(2.0)))}
+    alone = sampler.generate(**request)
+    batcher = Batcher(sampler)
+    ticket = batcher.submit(**request)
+    assert ticket.first == "whole"
+    assert torch.equal(finish(batcher, [ticket])[0].tokens, alone.tokens)
 
 
 def test_mistakes_are_told_when_a_request_is_submitted() -> None:

@@ -188,7 +188,7 @@ def test_pictures_of_one_network_for_both_phases_are_as_if_alone() -> None:
         ends = [client.end() for client in clients]
     for client, end in zip(clients, ends, strict=True):
         as_if_alone(pipe, client, end)
-    assert [end.batch for end in ends] == [1, 2, 1, 1, 2]
+    assert [end.batch for end in ends] == [4, 4, 4, 1, 4]
 
 
 def test_an_error_amid_the_passes_is_told_to_all_who_share_them_and_the_engine_lives_on(
