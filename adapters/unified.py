@@ -28,7 +28,8 @@ from .loading import load_network, resolve
 
 
 class Unified(LlamaGen):
-    """Implements ``hybrid.types.ARModel`` and ``hybrid.types.MaskedModel``. Takes LlamaGen's arguments."""
+    """Implements ``hybrid.types.ARModel``, ``hybrid.types.MaskedModel`` and ``hybrid.reuse.RecallingModel``. Takes
+    LlamaGen's arguments."""
 
     def __init__(self, *, dim: int, codes: int, **settings: Any) -> None:
         super().__init__(dim=dim, codes=codes, **settings)
@@ -64,6 +65,34 @@ class Unified(LlamaGen):
         """
         x_bnd, offset = self._read(tokens_bn, condition, leading_known(tokens_bn))
         return self._own_logits(x_bnd[:, offset:], places_bm)
+
+    def remember(self, tokens_bn: Tensor, condition: Any, places_bm: Tensor) -> tuple[Tensor, LlamaGenState]:
+        """Logits (b, m, k) at the places, all of them read as suffix, and the cache for ``recall``; see
+        ``hybrid.reuse.RecallingModel``. Where known tokens lead, ``logits`` reads these as prefix.
+
+        Raises:
+            ValueError: the tokens do not fill the condition's grid.
+        """
+        if tokens_bn.shape[1] != condition.grid.places:
+            raise ValueError(f"{tokens_bn.shape[1]} tokens do not fill the condition's {condition.grid} grid")
+        _, state = self.prefill(condition, condition.grid.places)
+        return self.fill_logits(tokens_bn, places_bm, state, 0), state
+
+    def recall(self, tokens_bn: Tensor, rows_br: Tensor, places_bm: Tensor, memory: LlamaGenState) -> Tensor:
+        """Logits at the places from the tokens at ``rows_br``, all of them of the suffix; see
+        ``hybrid.reuse.RecallingModel``. The memory is a state that ``fill_logits`` left."""
+        batch, end = len(tokens_bn), memory.offset + tokens_bn.shape[1]
+        indices_br = memory.offset + rows_br
+        x_brd = run(
+            self.layers,
+            self._suffix(tokens_bn.gather(1, rows_br)),
+            memory.rope[indices_br],
+            mask=None if memory.key_mask_bl is None else memory.key_mask_bl[:batch, None, None, :end],
+            cache=memory.cache.first(batch),
+            window=Window(indices_br, None, end),
+        )
+        x_bnd = x_brd.new_zeros(*tokens_bn.shape, x_brd.shape[-1])
+        return self._own_logits(x_bnd.scatter(1, rows_br[..., None].expand_as(x_brd), self.norm(x_brd)), places_bm)
 
     def after_prefix(self, state: LlamaGenState, length: int) -> PrefixedFill:
         """The masked model of the places from ``length`` on, which reads those before them from the AR phase's cache.
@@ -144,7 +173,8 @@ class Unified(LlamaGen):
 
 
 class PrefixedFill:
-    """A ``hybrid.types.MaskedModel`` of what is left after a prefix, which it reads from a cache.
+    """A ``hybrid.types.MaskedModel`` and ``hybrid.reuse.RecallingModel`` of what is left after a prefix, which it reads
+    from a cache.
 
     Each pass runs over the places from ``length`` on, and over those of the prefix that were never fed: the AR phase
     draws its last token and stops. The cache may hold conditional rows followed by null ones, as guidance in the AR
@@ -176,6 +206,15 @@ class PrefixedFill:
         if len(tokens_bn) > len(self.state.filled_b):
             _, self.state = self.model.prefill(condition, condition.grid.places)
         return self.model.fill_logits(tokens_bn, places_bm, self.state, self.length)
+
+    def remember(self, tokens_bn: Tensor, condition: Any, places_bm: Tensor) -> tuple[Tensor, LlamaGenState]:
+        """``logits``, and the cache in which it leaves every place for ``recall``."""
+        logits_bmk = self.logits(tokens_bn, condition, places_bm)
+        return logits_bmk, self.state
+
+    def recall(self, tokens_bn: Tensor, rows_br: Tensor, places_bm: Tensor, memory: LlamaGenState) -> Tensor:
+        """See ``Unified.recall``."""
+        return self.model.recall(tokens_bn, rows_br, places_bm, memory)
 
 
 def mixed_mask(causal_b: Tensor, length: int) -> Tensor:

@@ -145,6 +145,32 @@ def test_guidance_that_begins_with_the_fill_reads_the_prefix_anew(model: Unified
         torch.testing.assert_close(fill.logits(rows, both), own, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("length", [0, LENGTH])
+@torch.inference_mode()
+def test_what_is_remembered_takes_changes_in(length: int, tokens: Tensor, model: Unified) -> None:
+    condition = asked(model)
+    grid = tokens.clone()
+    grid[:, LENGTH + 1 :] = MASK
+    fill: Any = model.after_prefix(written(model, tokens, condition, length), length) if length else model
+    rows = torch.tensor([[5, 9, 12, 15], [6, 5, 8, 7], [15, 14, 13, 5]])
+    places = rows[:, [2, 0]]
+    found, memory = fill.remember(grid, condition, places)
+    where = places[..., None].expand(-1, -1, 12)
+    whole = model(grid, condition, torch.full((3,), length))[1]
+    torch.testing.assert_close(found, whole.gather(1, where), atol=1e-5, rtol=1e-5)
+    again = fill.recall(grid, rows, places, memory)
+    torch.testing.assert_close(again, found, atol=1e-5, rtol=1e-5)
+    # What stands at the rows is read anew, and stays in the cache for a later pass over other rows.
+    later = grid.scatter(1, rows[:, :1], 3)
+    changed = fill.recall(later, rows, places, memory)
+    assert not torch.allclose(changed, found, atol=1e-3)
+    everything = torch.arange(length, PLACES).expand(3, -1)
+    for _ in range(2):  # once for each block, after which nothing is stale
+        settled = fill.recall(later, everything, places, memory)
+    whole = model(later, condition, torch.full((3,), length))[1]
+    torch.testing.assert_close(settled, whole.gather(1, where), atol=1e-5, rtol=1e-5)
+
+
 @torch.inference_mode()
 def test_alone_it_takes_the_leading_tokens_for_the_prefix(model: Unified, tokens: Tensor) -> None:
     condition = asked(model)
