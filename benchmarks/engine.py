@@ -77,15 +77,11 @@ def embedded(options: argparse.Namespace, device: Any) -> list[Lane]:
     from hybrid import HybridPipeline
 
     lanes = []
-    ways = ["fp32", "bf16", "ar=fp32,masked=bf16,decode=bf16"]
     for compiled in (False, True)[: 1 if options.quick else 2]:
-        for kind in ways:
-            pipeline = HybridPipeline.from_pretrained("fashion", device=device, dtype=kind)
-            name = f"{kind}{' step compiled' if compiled else ''}"
-            if compiled:
-                pipeline.ar.compile_step()
-            if "=" not in kind:
-                lanes.append(_lane(f"pair ar {name}", pipeline, method="ar"))
+        for kind in ("fp32", "bf16"):
+            pipeline = HybridPipeline.from_pretrained("fashion", device=device, dtype=kind, compile=compiled)
+            name = f"{kind}{' compiled' if compiled else ''}"
+            lanes.append(_lane(f"pair ar {name}", pipeline, method="ar"))
             lanes.append(_lane(f"pair hybrid 25 % + 8 {name}", pipeline, ar_fraction=0.25, steps=8))
     return lanes
 
