@@ -23,6 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from hybrid.worker import Worker
+
 from .serve_load import quantile
 
 VOICES = {
@@ -136,12 +138,13 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def say_and_draw(
-    pipe: Any, recogniser: Any, final: dict[str, Any], voice: str, prompts: Sequence[str]
+    pipe: Any, recogniser: Any, worker: Worker, final: dict[str, Any], voice: str, prompts: Sequence[str]
 ) -> tuple[list[dict[str, Any]], list[Any]]:
     """Say each prompt, hear it and draw it.
 
     Args:
         pipe, recogniser: draw and hear.
+        worker: whose thread draws.
         final: arguments of the pipeline for the final pictures.
         voice: a key of ``VOICES``.
         prompts: of ``PROMPTS``.
@@ -164,7 +167,7 @@ def say_and_draw(
             row = {"voice": voice, "prompt": prompt, "heard": "", "spoken": round(sound.seconds, 3)}
             rows.append(row | dict.fromkeys(STAGES))
             pictures.append(None)
-            with Painter(pipe, seed=SEED, preview=PREVIEW, final=final, show=lambda picture: None) as painter:
+            with Painter(pipe, seed=SEED, preview=PREVIEW, final=final, show=lambda _: None, worker=worker) as painter:
                 try:
                     report = live(pieces_of(sound, pace=True), recogniser.listen(), painter)
                 except ValueError:
@@ -196,12 +199,13 @@ def run(voices: Sequence[str], count: int, out: Path) -> None:
     missing = sorted({VOICES[voice][0] for voice in voices if shutil.which(VOICES[voice][0]) is None})
     if missing:
         raise ValueError(f"not installed: {', '.join(missing)}; install them first")
-    recogniser, pipe = Moonshine(), HybridPipeline.from_pretrained("emoji", device="cpu")
-    final = settle(pipe, BUDGET)
+    recogniser, worker = Moonshine(), Worker("painter")
+    pipe = worker.call(lambda: HybridPipeline.from_pretrained("emoji", device="cpu"))
+    final = worker.call(lambda: settle(pipe, BUDGET))
     out.mkdir(parents=True, exist_ok=True)
     for voice in voices:
         machine = describe(pipe.device) | {"final": final}
-        rows, pictures = say_and_draw(pipe, recogniser, final, voice, list(PROMPTS)[:count])
+        rows, pictures = say_and_draw(pipe, recogniser, worker, final, voice, list(PROMPTS)[:count])
         report = read_report(out)
         report.pop("retrieval", None)  # of earlier pictures
         report["recogniser"] = f"moonshine-voice {version('moonshine-voice')}, tiny-en"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from hybrid.phases import Cancelled
 from hybrid.speech import Debounce, nearest, prompt_of
+from hybrid.worker import Worker
 
 CHOICES: tuple[tuple[float, int], ...] = (
     (0.5, 12),
@@ -117,7 +119,7 @@ class _Job:
 
 
 class Painter:
-    """Draws the newest text in a thread of its own; a newer one cancels what is in flight.
+    """Draws the newest text in another thread; a newer one cancels what is in flight.
 
     One thread draws one picture after another in the order they were asked for, so nothing older is shown after
     something newer. Leaving its ``with`` block cancels what is left and ends the thread.
@@ -128,6 +130,7 @@ class Painter:
         preview, final: arguments of the pipeline for the two kinds.
         show: told of each finished picture, in the thread.
         clock: seconds.
+        worker: whose thread draws; best the one that loaded the pipeline (``hybrid.worker``). None is a new one.
     """
 
     def __init__(
@@ -139,6 +142,7 @@ class Painter:
         final: dict[str, Any],
         show: Callable[[Picture], Any],
         clock: Callable[[], float] = time.monotonic,
+        worker: Worker | None = None,
     ) -> None:
         self._pipe, self._seed, self._show, self._clock = pipe, seed, show, clock
         self._arguments = {"preview": preview, "final": final}
@@ -148,8 +152,8 @@ class Painter:
         self._error: Exception | None = None
         self.pictures: list[Picture] = []
         self.cancelled = 0
-        self._thread = threading.Thread(target=self._run, name="painter", daemon=True)
-        self._thread.start()
+        self._worker, self._mine = worker or Worker("painter"), worker is None
+        self._drawing = self._worker.begin(self._run)
 
     def __enter__(self) -> Painter:
         return self
@@ -158,7 +162,9 @@ class Painter:
         with self._changed:
             self._next, self._closed = None, True
             self._changed.notify_all()
-        self._thread.join()
+        wait([self._drawing])
+        if self._mine:
+            self._worker.end()
 
     def ask(self, kind: Literal["preview", "final"], prompt: str) -> None:
         """Draw this as soon as the pass in flight has ended.

@@ -106,10 +106,11 @@ def _run(options: Namespace) -> int:
     from hybrid.adapters.speech import load_recogniser
     from hybrid.pipeline import HybridPipeline
     from hybrid.speak import Painter, Picture, asker, live
+    from hybrid.worker import Worker
 
-    recogniser = load_recogniser(options.recogniser)
-    pipe = HybridPipeline.from_pretrained(options.config, device=options.device)
-    final = settle(pipe, options.budget_ms)
+    recogniser, worker = load_recogniser(options.recogniser), Worker("painter")
+    pipe = worker.call(lambda: HybridPipeline.from_pretrained(options.config, device=options.device))
+    final = worker.call(lambda: settle(pipe, options.budget_ms))
     tell = (lambda line: None) if options.json else (lambda line: print(line, flush=True))
 
     def show(picture: Picture) -> None:
@@ -124,7 +125,7 @@ def _run(options: Namespace) -> int:
     else:
         listening = pause = Pause(listening)
         pieces = pause.until_pause(_microphone(tell))
-    with Painter(pipe, seed=options.seed, preview=PREVIEW, final=final, show=show) as painter:
+    with Painter(pipe, seed=options.seed, preview=PREVIEW, final=final, show=show, worker=worker) as painter:
         report = live(
             pieces,
             listening,

@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections import deque
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from hybrid.serve.metrics import Metrics
 from hybrid.serve.pictures import finished_png, preview_pngs
 from hybrid.tickets import Ticket
 from hybrid.types import Generation
+from hybrid.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Engine:
         pair: what ``HybridPipeline.from_pretrained`` loads again; finished pictures note it.
         capacity: bounds.
         metrics: counts what happens.
+        worker: whose thread draws; best the one that loaded the pipeline (``hybrid.worker``). None is a new one.
 
     Making one draws a picture for nobody: no client waits for warming up, and a pairing that cannot draw fails here.
 
@@ -71,7 +74,12 @@ class Engine:
     """
 
     def __init__(
-        self, pipe: HybridPipeline, pair: str, capacity: Capacity | None = None, metrics: Metrics | None = None
+        self,
+        pipe: HybridPipeline,
+        pair: str,
+        capacity: Capacity | None = None,
+        metrics: Metrics | None = None,
+        worker: Worker | None = None,
     ) -> None:
         self.pipe, self.pair = pipe, pair
         self.capacity, self.metrics = capacity or Capacity(), metrics or Metrics()
@@ -81,19 +89,20 @@ class Engine:
         self._batchers: dict[HybridSampler, Batcher] = {}
         self._changed = threading.Condition(threading.RLock())
         self._closing = False
-        first = pipe(self._first_prompt())
+        self._worker = worker or Worker("hybrid-engine")
+        self._working: Future[None] | None = None
+        first = self._worker.call(lambda: pipe(self._first_prompt()))
         self.grid, self.size = first.grid, first.images[0].size
         self._seconds_per_picture, self._busy = first.phases.total_seconds, 0.0
-        self._thread = threading.Thread(target=self._work, name="hybrid-engine", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Begin to draw."""
+        self._working = self._worker.begin(self._work)
 
     @property
     def alive(self) -> bool:
         """Whether jobs are taken and drawn."""
-        return self._thread.is_alive() and not self._closing
+        return self._working is not None and not self._working.done() and not self._closing
 
     def load(self) -> tuple[int, int]:
         """Pictures that wait, and that are being drawn."""
@@ -139,15 +148,16 @@ class Engine:
     def close(self, grace: float = 0.0) -> None:
         """Finish what waits and runs within ``grace`` seconds, refuse the rest, and end the thread."""
         self.stop_taking()
-        if self._thread.ident is None:
+        self._worker.end()
+        if self._working is None:
             return
-        self._thread.join(grace)
+        wait([self._working], grace)
         with self._changed:
             for job in (*self._waiting, *self._running):
                 self._tell(job, Failed("closed", CLOSING))
             self._waiting.clear()
             self._note_load()
-        self._thread.join()
+        wait([self._working])
 
     # The engine's thread
 

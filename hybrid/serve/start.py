@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from hybrid.pipeline import HybridPipeline
 from hybrid.serve.engine import Capacity, Engine
+from hybrid.worker import Worker
 
 
 def load_engine(pair: str, capacity: Capacity, *, device: str = "auto", dtype: str = "auto") -> Engine:
@@ -20,7 +21,13 @@ def load_engine(pair: str, capacity: Capacity, *, device: str = "auto", dtype: s
     Raises:
         ValueError: see ``HybridPipeline.from_pretrained``.
     """
-    return Engine(HybridPipeline.from_pretrained(pair, device=device, dtype=dtype), pair, capacity)
+    worker = Worker("hybrid-engine")
+    try:
+        pipe = worker.call(lambda: HybridPipeline.from_pretrained(pair, device=device, dtype=dtype))
+    except BaseException:
+        worker.end()
+        raise
+    return Engine(pipe, pair, capacity, worker=worker)
 
 
 def run(app: FastAPI, engine: Engine, listener: socket.socket, *, grace: float) -> None:
