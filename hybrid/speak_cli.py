@@ -146,17 +146,13 @@ def _run(options: Namespace) -> int:
 
 
 def settle(pipe: Any, budget_ms: float) -> dict[str, Any]:
-    """Leave a core to the recogniser, warm up, and choose the final picture's settings by what drawing costs here.
+    """Warm up, and choose the final picture's settings by what drawing costs here.
 
     Raises:
         ValueError: a pairing that lacks one of its models.
     """
-    import torch
-
     from hybrid.speak import measure
 
-    # With as many drawing threads as cores, they and the recogniser's wait for each other: fewer are quicker here.
-    torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     fraction, steps = measure(pipe).choose(budget_ms / 1000)
     return {"ar_fraction": fraction, "steps": steps}
 
