@@ -48,8 +48,8 @@ class Batcher:
     part of the AR phase's cache.
 
     Verification, refinement, ZipAR and approximate reuse draw a request as a whole: when those that began before it are
-    done, together with all that began and are drawn in the same way, in one step, in which the others wait. So does a
-    network that is both models where it keeps no slots, or where guidance begins with the fill.
+    done, together with all that began and are drawn in the same way, in one step, in which the others wait. A network
+    that is both models draws so, too, where it keeps no slots or where guidance begins with the fill.
     """
 
     def __init__(self, sampler: HybridSampler, *, pictures: int = 16, patience: int = PATIENCE) -> None:
