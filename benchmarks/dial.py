@@ -42,6 +42,7 @@ class Series:
         dash: of the line that joins them.
         filled: whether markers are black inside.
         compiled: whether the points are those with compiled networks.
+        reuse: of the points.
     """
 
     name: str
@@ -52,12 +53,15 @@ class Series:
     dash: str = "-"
     filled: bool = False
     compiled: bool = False
+    reuse: int = 1
 
 
 DIAL = (
     Series("masked, passes", "masked", "s", "steps", "{steps}"),
     Series("hybrid, share of the AR model", "hybrid", "o", "ar_fraction", "{ar_fraction:.3g}", "--"),
     Series("hybrid, compiled", "hybrid", "h", "ar_fraction", "{ar_fraction:.3g}", filled=True, compiled=True),
+    Series("hybrid, reuse 8", "hybrid", "p", "ar_fraction", "{ar_fraction:.3g}", filled=True, reuse=8),
+    Series("ZipAR, columns ahead", "zipar", "d", "window", "{window}", filled=True),
     Series("refined: hybrid, then scored and redrawn", "refined", "D"),
     Series("relaxed, drafts of the AR model, bound on each token", "relaxed", "v", "relax", "{relax:.2g}", ":"),
     Series("Jacobi: exact, drafts of the AR model", "jacobi", "X", filled=True),
@@ -117,7 +121,13 @@ def dial(report: Mapping[str, Any], series: Sequence[Series] = DIAL) -> Figure:
 
 def sorted_rows(rows: Sequence[Mapping[str, Any]], one: Series) -> list[Mapping[str, Any]]:
     """A series' rows along its setting."""
-    own = [row for row in rows if row["method"] == one.method and bool(row.get("compile")) == one.compiled]
+    own = [
+        row
+        for row in rows
+        if row["method"] == one.method
+        and bool(row.get("compile")) == one.compiled
+        and row["settings"].get("reuse", 1) == one.reuse
+    ]
     along = one.along
     return own if along is None else sorted(own, key=lambda row: row["settings"][along])
 

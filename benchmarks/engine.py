@@ -114,7 +114,7 @@ def reaches(lanes: Mapping[str, Any], pair: Mapping[str, Any], cold_seconds: lis
     """The CPU rows of the table."""
     from statistics import median
 
-    why = "not measured (no --original)"
+    why = "not measured (no --original)" if lanes else "not measured (--pair-only)"
     loops = {kind: best(lanes, f"original {kind}") for kind in ("fp32", "bf16")}
     fastest = best(lanes, "original")
     rows = [
@@ -152,6 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--original", type=Path, metavar="DIR", help="a checkout of FoundationVision/LlamaGen")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--quick", action="store_true", help="a 5×5 grid, uncompiled, 2 turns: within 45 s")
+    parser.add_argument("--pair-only", action="store_true", help="on a CPU the embedded pair alone")
     parser.add_argument(
         "--turns", type=int, metavar="N", help=f"draws of each ({TURNS['full']}; quick {TURNS['quick']})"
     )
@@ -200,7 +201,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         told = status.update
         lanes, rows = dict[str, Any](), list[Reach]()
         if device.type == "cpu":
-            lanes = measure(released(options, "B", side, device), turns, memory, told)
+            if not options.pair_only:
+                lanes = measure(released(options, "B", side, device), turns, memory, told)
             pair = measure(embedded(options, device), turns + 1, memory, told)
             status.update("cold hybrid-generate")
             rows += reaches(lanes, pair, [cold() for _ in range(1 if options.quick else turns)])

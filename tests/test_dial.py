@@ -43,7 +43,7 @@ def test_points_of_a_method_are_joined_along_their_setting() -> None:
     assert [one["settings"]["steps"] for one in sorted_rows(ROWS[:3], DIAL[0])] == [4, 16]
     upper, lower = dial(report()).axes
     drawn = {one.get_label(): one for one in upper.containers}
-    plain = [one for one in DIAL if not one.compiled]
+    plain = [one for one in DIAL if not one.compiled and one.reuse == 1]
     assert list(drawn) == [one.name for one in plain if one.method in ("masked", "hybrid", "jacobi", "ar")]
     masked = drawn[DIAL[0].name].lines[0]
     assert masked.get_xydata().tolist() == [[0.1, 3.0], [0.4, 1.5]]
@@ -73,7 +73,7 @@ def test_the_shipped_sweep_has_every_method_of_the_dial() -> None:
     assert {point.method for point in sweep.points} == {one.method for one in DIAL} - {"exact"}
     for one in DIAL:
         points = [point for point in sweep.points if point.method == one.method and point.compile == one.compiled]
-        own = [dict(point.settings) for point in points]
+        own = [dict(point.settings) for point in points if dict(point.settings).get("reuse", 1) == one.reuse]
         assert all(one.label.format(**settings) for settings in own) or not one.label
         assert len(own) <= 1 or one.along is not None
         assert all(settings["draft"] == "jacobi" for settings in own if one.method == "relaxed")  # as its name says
