@@ -18,8 +18,9 @@ from serving import PATIENCE, Held, png, running
 
 from hybrid import HybridPipeline
 from hybrid.picture_files import KEY, read_settings
-from hybrid.serve.engine import Closed, Engine, Full
+from hybrid.serve.engine import Capacity, Closed, Engine, Full
 from hybrid.serve.jobs import Done, Drawing, Event, Failed, Job, Preview
+from hybrid.serve.start import load_engine
 from hybrid.serve.uploads import read_edit
 
 
@@ -400,3 +401,33 @@ def test_settings_inside_a_png_are_json(pipe: HybridPipeline) -> None:
         done = Client(engine, "bag", 2).end()
     told = json.loads(Image.open(io.BytesIO(done.pictures[0].png)).info[KEY])
     assert (told["seed"], told["width"], told["device"]) == (2, 8, "cpu")
+
+
+def test_the_thread_that_loads_the_model_warms_it_up_and_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    class Noting(HybridPipeline):
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            threads.append(threading.current_thread())
+            return super().__call__(*arguments, **options)
+
+        def ask(self, *arguments: Any, **options: Any) -> Any:
+            threads.append(threading.current_thread())
+            return super().ask(*arguments, **options)
+
+    def load(*names: str, **options: Any) -> HybridPipeline:
+        threads.append(threading.current_thread())
+        pipe = class_pair()
+        pipe.__class__ = Noting
+        return pipe
+
+    monkeypatch.setattr(HybridPipeline, "from_pretrained", load)
+    engine = load_engine("tiny", Capacity())
+    engine.start()
+    try:
+        assert isinstance(Client(engine, "bag").end(), Done)
+    finally:
+        engine.close()
+    assert len(threads) >= 3 and {thread.name for thread in threads} == {"hybrid-engine"} and len(set(threads)) == 1
+    threads[0].join(PATIENCE)
+    assert not threads[0].is_alive()
