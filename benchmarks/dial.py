@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hybrid.loss_plot import can_plot
 
 from .figures import write_json
-from .labels import write_beside
+from .labels import log_axis, write_beside
 from .report import make_report, read_raw
 from .tables import markdown
 
@@ -80,7 +80,6 @@ def dial(report: Mapping[str, Any], series: Sequence[Series] = DIAL) -> Figure:
         ValueError: no point of these series has both a time and a fidelity.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     rows = [row for row in report["rows"] if row["region"] == "all" and row["median"] and row["frechet"] is not None]
     found = [(one, sorted_rows(rows, one)) for one in series]
@@ -101,12 +100,7 @@ def dial(report: Mapping[str, Any], series: Sequence[Series] = DIAL) -> Figure:
     if score:
         panels[1].set_ylabel(f"{score} over real pictures'\n(more is better)")
     last = panels[-1]
-    last.set_xscale("log")
-    last.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    last.xaxis.set_minor_formatter(NullFormatter())
-    low, high = last.get_xlim()
-    steps = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)
-    last.set_xticks([tick for power in (0.01, 0.1, 1, 10) for step in steps if low <= (tick := power * step) <= high])
+    log_axis(last)
     last.set_xlabel(
         f"seconds of one request of {rows[0]['batch']} picture{'s' if rows[0]['batch'] > 1 else ''}, median"
     )

@@ -1,7 +1,9 @@
-"""Labels beside the points of a plot, each where it covers least of the points and of the labels before it."""
+"""Labels beside the points of a plot, each where it covers least of the points and of the labels before it; and round
+numbers on a logarithmic axis."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,30 @@ def write_beside(axes: Axes, marks: Sequence[tuple[float, float, str]], *, size:
         _, note, box = min(tried, key=lambda one: one[0])
         axes.add_artist(note)
         taken.append(box)
+
+
+def log_axis(axes: Axes) -> None:
+    """Make x logarithmic, with round numbers along it however little it spans. To be called when the data are drawn."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    limits = axes.get_xlim()
+    axes.set_xticks(round_numbers(*limits))
+    axes.set_xlim(limits)
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """Round numbers from ``low`` to ``high``, the closer together the less the span."""
+    steps = (1.0, 2.0, 5.0)
+    if high < 12 * low:
+        steps = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    if high < 3 * low:
+        steps = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    every = [round(step * 10.0**power, 12) for power in powers for step in steps]
+    return [number for number in every if low <= number <= high]
 
 
 def _common(one: BboxBase, other: BboxBase) -> float:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .labels import log_axis
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -81,9 +83,8 @@ def pareto(report: Mapping[str, Any]) -> Figure | None:
             _point(axes, row, name)
         axes.set_xlabel(f"speed-up over the AR model (×), batch {rows[0]['batch']}")
         axes.set_ylabel(AXES[name])
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.margins(0.12)
+        log_axis(axes)
         axes.grid(color="0.92")
         axes.annotate(
             "better", (0.985, 0.03 if sign < 0 else 0.97), xycoords="axes fraction", ha="right",

@@ -4,7 +4,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.figure import Figure
 
-from hybrid.benchmarks.labels import write_beside
+from hybrid.benchmarks.labels import round_numbers, write_beside
 
 
 def boxes(marks):
@@ -42,3 +42,9 @@ def test_a_label_at_the_edge_stays_inside():
 
 def test_no_points_no_labels():
     assert boxes([])[1] == []
+
+
+def test_round_numbers_are_a_few_whatever_the_span() -> None:
+    assert round_numbers(0.012, 30) == [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20]
+    assert round_numbers(0.09, 0.9) == [0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7]
+    assert round_numbers(0.84, 1.65) == [0.9, 1.0, 1.2, 1.4, 1.6]
