@@ -143,6 +143,31 @@ class Unified(LlamaGen):
             self.norm(x_bwd[:, length - first :]), None if places_bm is None else places_bm - length
         )
 
+    def draft_logits(self, tokens_bn: Tensor, places_bw: Tensor, state: LlamaGenState) -> Tensor:
+        """Logits (b, w, k) of places that follow each image's last known token; see ``hybrid.drafts.DraftingModel``.
+
+        One pass over the window and that token, which the AR phase never fed; what follows the window is absent, not
+        masked. The state keeps what it holds before the window; it may have more rows than there are images.
+        """
+        batch, last_b1 = len(tokens_bn), places_bw[:, :1] - 1
+        indices_br = state.offset + torch.cat((last_b1, places_bw), dim=1)
+        end = int(indices_br.max()) + 1
+        limit_br = torch.cat((indices_br[:, :1], indices_br[:, -1:].expand_as(places_bw)), dim=1)
+        mask = torch.arange(end, device=tokens_bn.device) <= limit_br[..., None]
+        if state.key_mask_bl is not None:
+            mask = mask & state.key_mask_bl[:batch, None, :end]
+        last = self.tok_embeddings(tokens_bn.gather(1, last_b1))
+        masked = self.mask_embedding.to(last.dtype).expand(*places_bw.shape, -1)
+        x_brd = run(
+            self.layers,
+            torch.cat((last, masked), dim=1),
+            state.rope[indices_br],
+            mask=mask[:, None],
+            cache=state.cache.first(batch),
+            window=Window(indices_br, None, end),
+        )
+        return self._own_logits(self.norm(x_brd[:, 1:]), None)
+
     def _suffix(self, tokens_bm: Tensor) -> Tensor:
         """Input embeddings of suffix places."""
         masked = (tokens_bm == MASK)[..., None]

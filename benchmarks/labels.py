@@ -66,7 +66,7 @@ def log_axis(axes: Axes) -> None:
 
 def round_numbers(low: float, high: float) -> list[float]:
     """Round numbers from ``low`` to ``high``, the closer together the less the span."""
-    steps = (1.0, 2.0, 5.0)
+    steps: tuple[float, ...] = (1.0, 2.0, 5.0)
     if high < 12 * low:
         steps = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
     if high < 3 * low:

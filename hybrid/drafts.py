@@ -1,21 +1,22 @@
-"""What drafts are drawn from: distributions as whole numbers, and the two that propose them.
+"""What drafts are drawn from: distributions as whole numbers, and who proposes them.
 
 A *drafter* gives, for places not yet written, independent distributions q that depend on nothing but what is verified
 and on its own past; that is all that exact verification asks (``hybrid.verify``). The masked model is one, in one pass;
 the AR model's own last look at those places is another and costs no pass at all (speculative Jacobi decoding, Teng et
-al., arXiv 2410.01699). This file knows protocols and no model.
+al., arXiv 2410.01699). One network that is both models drafts from the AR phase's cache. This file knows protocols and
+no model.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from hybrid.phases import Sampling, guide_places, place_scales
 from hybrid.sampling import ONE, filter_logits, fraction_of
-from hybrid.types import Condition, MaskedModel
+from hybrid.types import Condition, Grid, MaskedModel
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -97,6 +98,42 @@ class MaskedDrafter:
 
     def learn(self, places_bw: Tensor, p_bwk: Tensor, looked_bw: Tensor) -> None:
         """The masked model has no use for it."""
+
+
+@runtime_checkable
+class DraftingModel(Protocol):
+    """One network that is AR and masked model, and drafts from the AR phase's cache."""
+
+    def draft_logits(self, tokens_bn: Tensor, places_bw: Tensor, state: Any) -> Tensor:
+        """Logits (b, w, k) of the places ``places_bw``, the first of which follows each image's last known token, from
+        the state that verification left. What the state holds at these places and after them is lost."""
+        ...
+
+
+class CacheDrafter:
+    """The masked half of a ``DraftingModel``, which reads the verified prefix from the AR model's cache.
+
+    Args:
+        model: the network.
+        state: the AR phase's, with the null's rows after the others where drafts are guided.
+        grid: of the tokens.
+        sampling: how it drafts; guidance that changes does so over places.
+    """
+
+    passes = 1
+
+    def __init__(self, model: DraftingModel, state: Any, grid: Grid, sampling: Sampling) -> None:
+        self.model, self.state, self.sampling = model, state, sampling
+        self.scales_n = place_scales(sampling, grid)
+
+    def propose(self, tokens_bn: Tensor, places_bw: Tensor) -> Tensor:
+        scales_bw = self.scales_n.to(places_bw.device)[places_bw]
+        many = 2 if bool((scales_bw != 1).any()) else 1
+        logits_bwk = self.model.draft_logits(tokens_bn.repeat(many, 1), places_bw.repeat(many, 1), self.state)
+        return distribution(guide_places(logits_bwk, scales_bw), self.sampling)
+
+    def learn(self, places_bw: Tensor, p_bwk: Tensor, looked_bw: Tensor) -> None:
+        """What the masked half knows is in the cache."""
 
 
 class JacobiDrafter:

@@ -25,7 +25,16 @@ import torch
 from torch import Tensor
 
 from hybrid.align import Alignment
-from hybrid.drafts import Drafter, JacobiDrafter, MaskedDrafter, distribution, pick, whole_weights
+from hybrid.drafts import (
+    CacheDrafter,
+    Drafter,
+    DraftingModel,
+    JacobiDrafter,
+    MaskedDrafter,
+    distribution,
+    pick,
+    whole_weights,
+)
 from hybrid.phases import Callback, Sampling, Step, guide_places, place_scales, report
 from hybrid.sampling import fraction_of, uniforms
 from hybrid.types import FROM_AR, MASK, ARModel, Condition, MaskedModel
@@ -216,11 +225,14 @@ def exact_generate(
     kept_bn = torch.zeros_like(tokens_bn, dtype=torch.bool)
     first_bk = distribution(guide_places(logits_bk[:, None], scales_n[:1].expand(batch, 1)), prefix)[:, 0]
     tokens_bn[:, 0] = pick(whole_weights(first_bk), uniforms(generators, (1,))[:, 0].to(device))
-    drafter: Drafter = (
-        JacobiDrafter(places, first_bk)
-        if masked is None or masked_condition is None or masked_null is None  # as ``verify`` says, checked above
-        else MaskedDrafter(masked, masked_condition, masked_null, draft)
-    )
+    drafter: Drafter
+    guided_draft = bool((place_scales(draft, grid) != 1).any())
+    if masked is None or masked_condition is None or masked_null is None:  # as ``verify`` says, checked above
+        drafter = JacobiDrafter(places, first_bk)
+    elif masked is ar and isinstance(ar, DraftingModel) and (len(asked) > batch or not guided_draft):
+        drafter = CacheDrafter(ar, state, grid, draft)
+    else:
+        drafter = MaskedDrafter(masked, masked_condition, masked_null, draft)
     done_b = torch.ones(batch, dtype=torch.long, device=device)
     window_b, passes = torch.full_like(done_b, window), {"ar": 1, "masked": 0}
     drafted_rb, accepted_rb = [], []

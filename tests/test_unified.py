@@ -11,16 +11,18 @@ from pairs import CLASSES, TOKENIZER, TRANSFORMER
 from torch import Tensor, nn
 
 from hybrid.adapters import fsq, load, unified
+from hybrid.adapters.llama import run
 from hybrid.adapters.unified import Unified, leading_known, mixed_mask
 from hybrid.benchmarks.cost import metered
 from hybrid.checkpoint import save_weights
 from hybrid.config import DefaultsConfig, PhaseConfig
 from hybrid.handoff import Handoff, is_shared
-from hybrid.phases import Fill, Sampling
+from hybrid.phases import Fill, Sampling, ar_prefix
 from hybrid.pipeline import HybridPipeline
 from hybrid.sampler import HybridSampler
 from hybrid.sampling import Guidance
 from hybrid.types import MASK, ARModel, MaskedModel
+from hybrid.verify import Verify, exact_generate
 
 LABELS = {"num_classes": 3, "qk_norm": True}
 CAPTIONS = {"model_type": "t2i", "caption_dim": 8, "cls_token_num": 4, "condition_rope": "keep"}
@@ -172,6 +174,29 @@ def test_what_is_remembered_takes_changes_in(length: int, tokens: Tensor, model:
 
 
 @torch.inference_mode()
+def test_drafts_read_the_verified_prefix_from_the_cache_each_image_its_own(model: Unified, tokens: Tensor) -> None:
+    condition, width = asked(model), 3
+    done_b = torch.tensor([5, 9, 13])
+    state = written(model, tokens, condition.cat(condition.null()), int(done_b.max()))
+    places = done_b[:, None] + torch.arange(width)
+    grid = torch.where(torch.arange(PLACES) < done_b[:, None], tokens, MASK)
+    for _ in range(2):  # what a draft leaves in the cache after the prefix harms no later one
+        found = model.draft_logits(grid, places, state)
+        for row, done in enumerate(done_b.tolist()):
+            asked_bsd = model.cls_embedding(condition)[row : row + 1]
+            offset, known = asked_bsd.shape[1], model.tok_embeddings(tokens[row : row + 1, :done])
+            line = torch.cat((asked_bsd, known, model.mask_embedding.expand(1, width, -1)), dim=1)
+            mask = mixed_mask(torch.tensor([offset + done]), offset + done + width)
+            if hasattr(condition, "mask_bs"):
+                real = torch.ones(1, done + width, dtype=torch.bool)
+                mask = mask & torch.cat((condition.mask_bs[row : row + 1].bool(), real), dim=1)[:, None, None]
+                mask = mask | torch.eye(line.shape[1], dtype=torch.bool)
+            rope = model._rope(condition.grid, offset, line.device)[: line.shape[1]]
+            out = model.norm(run(model.layers, line, rope, mask=mask))[0, offset + done :]
+            torch.testing.assert_close(found[row], model.output_masked(out).float(), atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
 def test_alone_it_takes_the_leading_tokens_for_the_prefix(model: Unified, tokens: Tensor) -> None:
     condition = asked(model)
     grid = tokens.clone()
@@ -289,3 +314,22 @@ def test_weights_tell_what_they_are(tmp_path: Path) -> None:
     again = load("unified", tmp_path / "model.safetensors")
     for key, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[key])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(2.0)])
+def test_exact_verification_with_drafts_from_the_cache_is_greedy_ar_where_nothing_is_random(
+    model: Unified, guidance: Guidance
+) -> None:
+    condition = asked(model)
+    greedy, draft = Sampling(guidance, temperature=0.0), Sampling(guidance)
+    noise = torch.zeros(3, PLACES)
+    expected, _ = ar_prefix(model, condition, condition.null(), PLACES, noise, greedy)
+    for window in (2, 5, 16):
+        found = exact_generate(
+            model, model, condition, condition.null(), condition, condition.null(),
+            generators=[torch.Generator().manual_seed(seed) for seed in range(3)],
+            prefix=greedy, draft=draft, verify=Verify(window=window),
+        )  # fmt: skip
+        assert torch.equal(found.tokens_bn, expected)
+        assert found.passes["masked"] > 0 and found.passes["ar"] <= PLACES
