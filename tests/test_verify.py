@@ -28,11 +28,12 @@ from fakes import (
     uniform_ar,
     uniform_masked,
 )
+from pairs import TRANSFORMER
 from safetensors.torch import load_file
 from torch import Tensor
 
 from hybrid import verify
-from hybrid.adapters import load
+from hybrid.adapters import load, unified
 from hybrid.align import Alignment
 from hybrid.drafts import JacobiDrafter, distribution
 from hybrid.phases import Cancelled, Sampling, Step, ar_prefix
@@ -222,6 +223,40 @@ def test_plain_ar_agrees(name: str, seed: int, by: Any) -> None:
     own = counted(tiny(prefix, draft, 8 + seed, by=by).tokens_bn)
     assert agree(plain, own) > ALARM
     assert variation_between(plain, own) < variation_between_bound(p, IMAGES)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_drafts_from_the_cache_of_one_network_are_exact(
+    seed: int, wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the network's own distribution of 2x2 grids, enumerated; a wrong q is caught."""
+    torch.manual_seed(3)
+    small = {"n_layer": 2, "num_classes": 2, "vocab_size": CODES, "block_size": 4}
+    model, _ = unified.create(TRANSFORMER | small)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.4)
+    model.eval()
+    prefix, draft, images = Sampling(Guidance(2.0)), Sampling(Guidance(1.5)), 8000
+    grids = torch.tensor(list(product(range(CODES), repeat=4)))
+    asked = model.condition([0] * len(grids))
+    cond, null = (model.score(grids, one).double() for one in (asked, asked.null()))
+    log_p = (null + 2 * (cond - null)).log_softmax(-1).gather(-1, grids[..., None])[..., 0].sum(1)
+    if wrong:  # q is told of other codes than those that were drawn from it
+        monkeypatch.setattr(verify, "accept", lambda p, q, *rest, relax: accept(p, q.roll(1, -1), *rest, relax=relax))
+    asked = model.condition([0] * images)
+    with patch.object(verify, "uniforms", pooled):
+        made = exact_generate(
+            model, model, asked, asked.null(), asked, asked.null(),
+            generators=[torch.Generator().manual_seed(seed)] * images,
+            prefix=prefix, draft=draft, verify=Verify(window=3),
+        )  # fmt: skip
+    cells = (made.tokens_bn * CODES ** torch.arange(3, -1, -1)).sum(1)
+    p_value = fits(torch.bincount(cells, minlength=CODES**4).double(), log_p.exp())
+    assert (p_value < ALARM) == wrong
+    assert made.accepted_bn.any()
 
 
 def _noise(change: Callable[[Tensor], Tensor]) -> Callable[[pytest.MonkeyPatch], None]:
