@@ -69,8 +69,7 @@ def test_without_a_score_there_is_one_panel_and_without_points_none() -> None:
 
 def test_the_shipped_sweep_has_every_method_of_the_dial() -> None:
     sweep = read_sweep(find_config("bench-dial"))
-    # exact draws from the AR model's distribution, but for minutes; whoever wants its time adds a line to the sweep.
-    assert {point.method for point in sweep.points} == {one.method for one in DIAL} - {"exact"}
+    assert {point.method for point in sweep.points} == {one.method for one in DIAL}
     for one in DIAL:
         points = [point for point in sweep.points if point.method == one.method and point.compile == one.compiled]
         own = [dict(point.settings) for point in points if dict(point.settings).get("reuse", 1) == one.reuse]
