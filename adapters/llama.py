@@ -338,6 +338,12 @@ def at_places(x_bnd: Tensor, places_bm: Tensor | None) -> Tensor:
     return x_bnd if places_bm is None else x_bnd.gather(1, places_bm[..., None].expand(-1, -1, x_bnd.shape[-1]))
 
 
+def spread(x_brd: Tensor, places_br: Tensor, places: int) -> Tensor:
+    """The reverse: what stands at the given places of each image, zero at the others, (b, places, d)."""
+    x_bnd = x_brd.new_zeros(len(x_brd), places, x_brd.shape[-1])
+    return x_bnd.scatter(1, places_br[..., None].expand_as(x_brd), x_brd)
+
+
 def fuse(module: nn.Module) -> None:
     """``FeedForward.fuse`` in every block."""
     for part in module.modules():

@@ -22,7 +22,20 @@ from torch import Tensor, nn
 from hybrid.types import MASK, Grid, Prompts, TextEncoder
 
 from .conditions import CaptionEmbedding, ClassCondition, TextCondition, class_condition, text_condition
-from .llama import KVCache, RMSNorm, Window, at_places, blocks, devices_of, fuse, grid_rope, init_weights, rope_1d, run
+from .llama import (
+    KVCache,
+    RMSNorm,
+    Window,
+    at_places,
+    blocks,
+    devices_of,
+    fuse,
+    grid_rope,
+    init_weights,
+    rope_1d,
+    run,
+    spread,
+)
 from .llamagen import WIDTHS, TransformerConfig, arguments, count_layers, infer_heads, spread_codes
 from .loading import load_network, resolve, shape_of
 
@@ -185,8 +198,7 @@ class MaskGIL(nn.Module):
         window = Window(indices_br, None, memory.cache.capacity)
         x_brd = self._embed(tokens_bn.gather(1, rows_br))
         x_brd = run(self.layers, x_brd, line.rope[indices_br], mask=line.mask, cache=memory.cache, window=window)
-        x_bnd = x_brd.new_zeros(*tokens_bn.shape, x_brd.shape[-1])
-        return self._head(x_bnd.scatter(1, rows_br[..., None].expand_as(x_brd), x_brd), places_bm)
+        return self._head(spread(x_brd, rows_br, tokens_bn.shape[1]), places_bm)
 
     def _embed(self, tokens_bn: Tensor) -> Tensor:
         return self.tok_emb(torch.where(tokens_bn == MASK, self.codebook_size, tokens_bn))

@@ -22,7 +22,7 @@ from hybrid.few_rows import Linear
 from hybrid.types import MASK, Grid, Prompts
 
 from .conditions import TextCondition
-from .llama import Window, at_places, init_weights, run
+from .llama import Window, at_places, init_weights, run, spread
 from .llamagen import CONFIGS, LlamaGen, LlamaGenState, TransformerConfig, arguments, infer
 from .loading import load_network, resolve
 
@@ -91,8 +91,7 @@ class Unified(LlamaGen):
             cache=memory.cache.first(batch),
             window=Window(indices_br, None, end),
         )
-        x_bnd = x_brd.new_zeros(*tokens_bn.shape, x_brd.shape[-1])
-        return self._own_logits(x_bnd.scatter(1, rows_br[..., None].expand_as(x_brd), self.norm(x_brd)), places_bm)
+        return self._own_logits(spread(self.norm(x_brd), rows_br, tokens_bn.shape[1]), places_bm)
 
     def after_prefix(self, state: LlamaGenState, length: int) -> PrefixedFill:
         """The masked model of the places from ``length`` on, which reads those before them from the AR phase's cache.

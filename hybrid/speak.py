@@ -122,7 +122,7 @@ class Painter:
     """Draws the newest text in another thread; a newer one cancels what is in flight.
 
     One thread draws one picture after another in the order they were asked for, so nothing older is shown after
-    something newer. Leaving its ``with`` block cancels what is left and ends the thread.
+    something newer. Leaving its ``with`` block cancels what is left and waits for the pass in flight.
 
     Args:
         pipe: the pipeline.

@@ -147,11 +147,13 @@ def guided_logits(masked: MaskedModel, tickets: list[Ticket]) -> list[tuple[Tens
 
 
 def after_pasts(network: Any, tickets: list[Ticket], guided: list[Ticket]) -> MaskedModel:
-    """The masked model that reads the prefixes of several requests from their caches, put into one for a pass: rows of
-    all, then the null's rows of those that are guided."""
+    """The masked model that reads the prefixes of requests from their caches. Those of several are put into one for a
+    pass: rows of all, then the null's rows of those that are guided."""
+    ready = tickets[0].ready
+    if len(tickets) == 1:  # its cache holds these rows in this order
+        return network.after_prefix(tickets[0].past, ready.length)  # type: ignore[no-any-return]
     rows = [(ticket.past, picture) for ticket in tickets for picture in range(ticket.count)]
     rows += [(ticket.past, ticket.count + picture) for ticket in guided for picture in range(ticket.count)]
-    ready = tickets[0].ready
     slots = network.slots(len(rows), ready.grid, ready.grid.places)
     for row, (past, source) in enumerate(rows):
         slots.copy_row(row, past, source)

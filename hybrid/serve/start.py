@@ -24,10 +24,10 @@ def load_engine(pair: str, capacity: Capacity, *, device: str = "auto", dtype: s
     worker = Worker("hybrid-engine")
     try:
         pipe = worker.call(lambda: HybridPipeline.from_pretrained(pair, device=device, dtype=dtype))
+        return Engine(pipe, pair, capacity, worker=worker)
     except BaseException:
         worker.end()
         raise
-    return Engine(pipe, pair, capacity, worker=worker)
 
 
 def run(app: FastAPI, engine: Engine, listener: socket.socket, *, grace: float) -> None:
