@@ -1,7 +1,8 @@
 """Draws the pictures that figures are made of, and remembers them: tokens and features, one file a batch.
 
 A file's name holds the weights, the settings, the prompts and the seeds, so another pair never reuses it, a killed run
-loses one batch at most, and a longer run takes over what a shorter one drew (picture i always has seed + i).
+loses one batch at most, and a longer run takes over what a shorter one drew (picture i always has seed + i), as figures
+and reports take over each other's.
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ from hybrid.types import Grid
 
 from .features import Features, cached, digest
 
-BATCH, CPU_BATCH = 64, 16
-"""Pictures drawn at a time. On a CPU few are faster: malloc maps the arrays of more pictures anew for every layer
-(8 masked passes of the fashion pair, two cores: 260 ms a picture at 16 pictures, 465 ms at 32; AR 107 and 104 ms)."""
+BATCH, CPU_BATCH = 64, 32
+"""Pictures drawn at a time. On a CPU few are as fast, and malloc maps the arrays of more pictures anew for every layer
+(fashion, compiled bf16, one core with matrix units, at 16, 32 and 64 pictures: 16 masked passes 205, 176 and 263 ms a
+picture, AR 152, 72 and 65 ms)."""
+
+ALONE = {"ar": 1.0, "masked": 0.0}
+"""The AR fraction of the methods that are one phase alone."""
 
 Told = Callable[[str, int, int], None]
 
@@ -62,10 +67,6 @@ class Way(Protocol):
     @property
     def name(self) -> str:
         """What files are called after."""
-        ...
-
-    def identity(self) -> dict[str, Any]:
-        """What tells this way from others."""
         ...
 
     def request(self) -> dict[str, Any]:
@@ -134,22 +135,31 @@ class Artist:
         self.pipeline, self.network, self.cache, self.told = pipeline, network, cache, told
         self._weights = tuple(sorted(weights.items()))
 
-    def settings(self, method: Way) -> dict[str, Any]:
-        """What a method's pictures depend on beside weights, prompts and seeds."""
-        return {**method.identity(), "dtype": self.pipeline.types.name, "defaults": self.pipeline.defaults.model_dump()}
+    def settings(self, method: Method) -> dict[str, Any]:
+        """What a method's pictures depend on beside weights, prompts and seeds, for the file of figures."""
+        computed = {"dtype": self.pipeline.types.name, "compile": self.pipeline.compiled}
+        return {**method.identity(), **computed, "defaults": self.pipeline.defaults.model_dump()}
 
     def draw(self, method: Way, prompts: Sequence[str | int], seed: int) -> Drawn:
         """One picture of each prompt, picture i with seed + i, in batches."""
-        parts = []
+        parts, inputs = [], self._inputs(method)
         step = min(BATCH, CPU_BATCH) if self.pipeline.device.type == "cpu" else BATCH
         for start in range(0, len(prompts), step):
             asked = list(prompts[start : start + step])
-            key = digest(self._weights, sorted(self.settings(method).items(), key=str), asked, seed + start)
-            path = self.cache / f"{method.name}-{key}.npy"
+            path = self.cache / f"drawn-{digest(*inputs, asked, seed + start)}.npy"
             tokens = cached(path, lambda asked=asked, first=seed + start: self._tokens(method, asked, first))  # type: ignore[misc]
             parts.append(self._with_features(path, tokens))
             self.told(method.name, min(start + step, len(prompts)), len(prompts))
         return self._joined(parts)
+
+    def _inputs(self, method: Way) -> tuple[Any, ...]:
+        """What pictures depend on beside prompts and seeds, whatever the method is called."""
+        request = {name: value for name, value in method.request().items() if value is not None}
+        if request.get("method") in ALONE:
+            request |= {"method": "hybrid", "ar_fraction": ALONE[request["method"]]}
+        pipeline = self.pipeline
+        computed = (pipeline.types.name, pipeline.compiled)
+        return self._weights, sorted(request.items()), computed, sorted(pipeline.defaults.model_dump().items())
 
     def reconstruct(self, images: NDArray[np.uint8]) -> Drawn:
         """Real pictures, uint8 (n, h, w, 1 or 3), through the tokenizer and back."""

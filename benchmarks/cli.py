@@ -41,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("--out", type=Path, metavar="FILE", help="default: figures.json beside the pair's weights")
     figures.add_argument("--ar", metavar="JSON", help="the AR model's guidance_scale and temperature, for example "
                          "'{\"temperature\": 0.5}'; {} is the pair's own (default: the best of a grid)")  # fmt: skip
+    figures.add_argument("--dtype", default="auto", metavar="TYPE", help="auto, fp32, bf16 or fp16 (auto)")
+    figures.add_argument("--compile", action="store_true", help="compile the networks first")
     figures.add_argument("--threads", type=int, help="CPU threads")
     figures.set_defaults(call=_figures)
     add_commands(commands)
@@ -73,6 +75,8 @@ def _figures(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             out=arguments.out,
             told=told,
+            dtype=arguments.dtype,
+            compile=arguments.compile,
             options={} if arguments.ar is None else {"ar": read_ar(arguments.ar)},
         )
     _show(content)

@@ -152,6 +152,8 @@ def make_figures(
     out: Path | None = None,
     network: Features | None = None,
     told: Told = lambda what, done, total: None,
+    dtype: str = "auto",
+    compile: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Recompute a pair's figures and write them.
@@ -165,6 +167,8 @@ def make_figures(
         out: the file; None is ``figures.json`` beside the pair's weights.
         network: makes the features; None is EfficientNet-Lite0.
         told: called with (what, done, total) pictures.
+        dtype: of the weights, as ``HybridPipeline.from_pretrained`` takes it.
+        compile: whether the networks are compiled.
         options: what the recipe's ``make`` takes besides.
 
     Returns:
@@ -189,7 +193,8 @@ def make_figures(
         raise ValueError(str(error)) from None
     target = out or path.parent / "figures.json"
     started = time.perf_counter()
-    artist = Artist(HybridPipeline.from_pretrained(name), weights, network, folder.path / "figures", told=told)
+    pipeline = HybridPipeline.from_pretrained(name, dtype=dtype, compile=compile)
+    artist = Artist(pipeline, weights, network, folder.path / "figures", told=told)
     make = import_module(RECIPES[data_set]).make
     try:
         sheet: Sheet = make(Job(artist, network, folder, count, seed, target), **(options or {}))

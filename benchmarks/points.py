@@ -63,6 +63,7 @@ class SweepConfig(Strict):
         pair: the pairing.
         data_set: ``fashion``, ``emoji``, or ``folder`` for any data folder; None measures speed alone.
         data: the data folder; None is where ``hybrid-data`` writes it.
+        sets: of ``emoji``, the sets of drawings to ask for, such as those that the pair was trained on; None is all.
         prompts: what is asked for where there is no data set.
         baseline: the AR model. Of several settings (lists of, say, ``guidance_scale`` and ``temperature``) the one
             with the least Fréchet distance is taken; of several paths (``dtype``, ``compile``), the fastest.
@@ -79,6 +80,7 @@ class SweepConfig(Strict):
     pair: str
     data_set: str | None = None
     data: str | None = None
+    sets: list[str] | None = Field(default=None, min_length=1)
     prompts: list[str | int] | None = Field(default=None, min_length=1)
     baseline: dict[str, Any] = Field(default_factory=dict)
     points: list[dict[str, Any]] = Field(min_length=1)
@@ -138,10 +140,6 @@ class Point:
         if self.dtype != "auto":
             words.append(self.dtype)
         return ", ".join([*words, "compiled"] if self.compile else words)
-
-    def identity(self) -> dict[str, Any]:
-        """What tells this point from others, beside the type that the pipeline has."""
-        return {"sweep": self.settings, "compile": self.compile}
 
     def request(self) -> dict[str, Any]:
         """Arguments of ``HybridPipeline``, without prompt and seed."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid.data.folder import DataError, DataFolder, default_folder
+from hybrid.data.splits import pick
 
 from .artist import Artist
 from .classifier import correct, load_classifier
@@ -57,7 +58,13 @@ class Scene:
 
 
 def open_scene(
-    data_set: str, data: Path | None, pictures: int, reference: int | None, network: Features, artist: Artist
+    data_set: str,
+    data: Path | None,
+    pictures: int,
+    reference: int | None,
+    network: Features,
+    artist: Artist,
+    sets: Sequence[str] | None = None,
 ) -> Scene:
     """A data set's scene.
 
@@ -68,6 +75,7 @@ def open_scene(
         reference: real pictures to compare with, at least as many; None is as many.
         network: makes the features.
         artist: is told of progress.
+        sets: of pictures, where the data set has some; None is all.
 
     Raises:
         ValueError: no such data set, no such folder, or too few pictures in it.
@@ -79,14 +87,16 @@ def open_scene(
     many = max(pictures, reference or pictures)
     try:
         folder = DataFolder.open(data or default_folder(data_set))
-        return SCENES[data_set](folder, pictures, many, network, artist)
+        return SCENES[data_set](folder, sets, pictures, many, network, artist)
     except DataError as error:
         raise ValueError(str(error)) from None
 
 
-def fashion(folder: DataFolder, pictures: int, reference: int, network: Features, artist: Artist) -> Scene:
+def fashion(
+    folder: DataFolder, sets: Sequence[str] | None, pictures: int, reference: int, network: Features, artist: Artist
+) -> Scene:
     """Classes of the first test pictures; a classifier says whether a picture shows its class."""
-    places = _enough(folder, folder.indices("test"), reference)
+    places = _enough(folder, pick(folder, "test", sets), reference)
     labels = labels_of(folder.items, places[:pictures], str(folder.path))
     floor = same_labels(folder.indices("train"), folder.items, labels)
     judge = load_classifier()
@@ -98,13 +108,15 @@ def fashion(folder: DataFolder, pictures: int, reference: int, network: Features
     return Scene(folder, tuple(labels.tolist()), places, floor, "accuracy", score, float(real.mean()))
 
 
-def emoji(folder: DataFolder, pictures: int, reference: int, network: Features, artist: Artist) -> Scene:
+def emoji(
+    folder: DataFolder, sets: Sequence[str] | None, pictures: int, reference: int, network: Features, artist: Artist
+) -> Scene:
     """Names and vendors of seen concepts; retrieval@10 says whether a picture shows its name."""
     from hybrid.adapters import load
 
     if "group" not in folder.items[0]:
         raise ValueError(f"{folder.path}: its pictures have no concept groups; data must name an emoji folder")
-    asked = plan(folder.items, folder.indices("train").tolist(), reference, 0)
+    asked = plan(folder.items, pick(folder, "train", sets).tolist(), reference, 0)
     _enough(folder, np.asarray(asked.distinct.places), reference)
     encoder = artist.pipeline.text or load("minilm", None)
     job = Job(artist, network, folder, pictures, 0, folder.path)
@@ -123,16 +135,17 @@ def emoji(folder: DataFolder, pictures: int, reference: int, network: Features, 
     return Scene(folder, asked.distinct.prompts[:pictures], chosen, none, "retrieval", score, float(real.mean()))
 
 
-def plain(folder: DataFolder, pictures: int, reference: int, network: Features, artist: Artist) -> Scene:
+def plain(
+    folder: DataFolder, sets: Sequence[str] | None, pictures: int, reference: int, network: Features, artist: Artist
+) -> Scene:
     """Captions or classes of the held-out pictures of any data folder, without a score."""
     splits = {str(item["split"]) for item in folder.items}
-    places = folder.indices("test" if "test" in splits else "heldout")
-    places = _enough(folder, places, reference)
+    places = _enough(folder, pick(folder, "test" if "test" in splits else "heldout", sets), reference)
     prompts = tuple(_prompt(folder.items[int(place)]) for place in places[:pictures])
     return Scene(folder, prompts, places, np.empty(0, dtype=np.int64))
 
 
-SCENES: dict[str, Callable[[DataFolder, int, int, Features, Artist], Scene]] = {
+SCENES: dict[str, Callable[[DataFolder, Sequence[str] | None, int, int, Features, Artist], Scene]] = {
     "fashion": fashion,
     "emoji": emoji,
     "folder": plain,

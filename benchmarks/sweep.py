@@ -189,7 +189,13 @@ class Runner:
             assert self.config.data_set is not None
             first = self._artist(self.sweep.baselines[0])
             scene = open_scene(
-                self.config.data_set, self.data, self.config.pictures, self.config.reference, first.network, first
+                self.config.data_set,
+                self.data,
+                self.config.pictures,
+                self.config.reference,
+                first.network,
+                first,
+                self.config.sets,
             )
             self._fidelity = Fidelity(scene, self.config.seeds, first, self.sweep.baselines[0])
             path = self.raw / "scene.json"

@@ -74,7 +74,7 @@ class HybridPipeline:
         self.text_source: dict[str, Any] = {"config": {}, "weights": None}
         self.card = ""
         self.quantized: str | None = None
-        self._compiled = False
+        self.compiled = False
         self._types: PhaseTypes | None = None
         self._other_types: dict[PhaseTypes, HybridPipeline] = {}
         self._measures, self._measured = False, dict[int, PhaseTypes]()
@@ -226,7 +226,7 @@ class HybridPipeline:
         for tokenizer in (self.tokenizer, self.ar_tokenizer):
             if isinstance(getattr(tokenizer, "decoder", None), nn.Module):
                 tokenizer.decoder.compile()
-        self._compiled = True
+        self.compiled = True
 
     def in_dtype(self, dtype: AnyType) -> HybridPipeline:
         """This pairing with its image models in other types; made from the loaded weights once and kept.
@@ -255,7 +255,7 @@ class HybridPipeline:
             other.sampler = HybridSampler(
                 other.ar, other.masked, other.tokenizer, ar_tokenizer=other.ar_tokenizer, lossy=self.lossy
             )
-            if self._compiled:
+            if self.compiled:
                 other.compile()
             self._other_types[types] = other
         return self._other_types[types]
@@ -266,7 +266,7 @@ class HybridPipeline:
             return self.types
         if dtype is not None and dtype != FASTEST:
             return find_types(dtype, self.device)
-        if self._compiled or self.quantized is not None or is_spread(self.ar):
+        if self.compiled or self.quantized is not None or is_spread(self.ar):
             raise ValueError("dtype fastest: measures plain networks, not compiled, quantized or spread ones")
         prompts = [entry for entry in as_list(prompt) for _ in range(copies)]
         if not prompts:

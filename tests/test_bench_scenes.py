@@ -49,6 +49,14 @@ def test_emoji_are_scored_by_retrieval(folder: Path, artist: Any) -> None:
     assert np.array_equal(scene.score(np.empty(0, np.uint8), np.concatenate((features, features))), np.tile(hits, 2))
 
 
+def test_a_scene_of_some_sets(folder: Path, artist: Any) -> None:
+    sets = [str(drawings()[0]["set"])]
+    scene = open_scene("emoji", folder, 5, None, Coarse(), artist, sets)
+    assert {scene.folder.items[place]["set"] for place in scene.places} == set(sets)
+    with pytest.raises(ValueError, match="sets: no set is called 'crayon'"):
+        open_scene("emoji", folder, 5, None, Coarse(), artist, ["crayon"])
+
+
 def test_any_folder_has_prompts(folder: Path, artist: Any) -> None:
     scene = open_scene("folder", folder, 5, None, Coarse(), artist)
     assert [scene.folder.items[place]["split"] for place in scene.places] == ["heldout"] * 5

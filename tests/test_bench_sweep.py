@@ -272,7 +272,7 @@ def test_a_compiled_point(scene: tuple[Path, Path], tmp_path: Path) -> None:
     list(run.jobs())
     row = whole(publish(tmp_path / "out"), "masked, 2 steps, compiled")
     assert row["compile"] and row["median"] == 0.25 and row["peak_memory_bytes"] > 0
-    assert run._pipeline(chosen.others[0])._compiled and not run._pipeline(chosen.baselines[0])._compiled
+    assert run._pipeline(chosen.others[0]).compiled and not run._pipeline(chosen.baselines[0]).compiled
 
 
 def test_report_files(swept: tuple[Path, dict[str, Any]]) -> None:

@@ -17,7 +17,8 @@ from tiny_emoji import drawings
 
 from hybrid.benchmarks import artist as artist_module
 from hybrid.benchmarks import best_ar, classifier, cli, fashion, figures
-from hybrid.benchmarks.artist import Artist, Method, pair_weights
+from hybrid.benchmarks.artist import Artist, Drawn, Method, pair_weights
+from hybrid.benchmarks.points import Point
 from hybrid.checkpoint import sha256
 from hybrid.data.folder import DataFolder, create_images, write_records
 from hybrid.pipeline import HybridPipeline
@@ -201,6 +202,32 @@ def test_a_longer_run_takes_over_a_killed_one(
     Artist(pipeline, {**weights, "ar": "0"}, Coarse(), tmp_path).draw(method, prompts[:4], seed=5)
     Artist(pipeline, weights, Coarse(), tmp_path).draw(Method("hybrid25", 0.25, 3), prompts[:4], seed=5)
     assert asked == [5, 5]
+
+
+def test_figures_and_sweeps_take_over_each_others_pictures(class_folder: Path, tmp_path: Path) -> None:
+    pipeline, prompts = HybridPipeline.from_pretrained(class_folder), [0, 1, 2]
+
+    def drawn(way: Method | Point) -> Drawn:
+        return Artist(pipeline, {}, Coarse(), tmp_path).draw(way, prompts, seed=5)
+
+    def files() -> int:
+        return len(list(tmp_path.glob("drawn-*.npy")))
+
+    pairs: list[tuple[Method, dict[str, Any]]] = [
+        (Method("ar", 1.0, options=(("temperature", 0.5),)), {"method": "ar", "temperature": 0.5}),
+        (Method("half", 0.5, 2), {"method": "hybrid", "steps": 2, "ar_fraction": 0.5}),
+        (Method("masked", 0.0, 2), {"method": "masked", "steps": 2}),
+    ]
+    for method, settings in pairs:
+        first, before = drawn(method), files()
+        again = drawn(Point(tuple(settings.items())))
+        assert files() == before and np.array_equal(first.tokens_nk, again.tokens_nk)
+        whole = pipeline(prompts, seed=5, output_type="tokens", **settings).tokens
+        assert np.array_equal(first.tokens_nk, whole.numpy())
+    # Compiled networks round differently, so their pictures are others.
+    before, pipeline.compiled = files(), True
+    drawn(pairs[0][0])
+    assert files() == before + 2
 
 
 def test_pictures_are_what_would_be_saved(class_folder: Path, tmp_path: Path) -> None:
