@@ -7,6 +7,7 @@ and reports take over each other's.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,10 @@ picture, AR 152, 72 and 65 ms)."""
 
 ALONE = {"ar": 1.0, "masked": 0.0}
 """The AR fraction of the methods that are one phase alone."""
+
+ARGUMENTS = inspect.signature(HybridPipeline.__call__).parameters
+FLOATS = {name for name, argument in ARGUMENTS.items() if "float" in str(argument.annotation)}
+"""The arguments of a pipeline that are no whole numbers, so that a YAML's 3 is 3.0."""
 
 Told = Callable[[str, int, int], None]
 
@@ -154,7 +159,8 @@ class Artist:
 
     def _inputs(self, method: Way) -> tuple[Any, ...]:
         """What pictures depend on beside prompts and seeds, whatever the method is called."""
-        request = {name: value for name, value in method.request().items() if value is not None}
+        given = method.request().items()
+        request = {name: float(value) if name in FLOATS else value for name, value in given if value is not None}
         if request.get("method") in ALONE:
             request |= {"method": "hybrid", "ar_fraction": ALONE[request["method"]]}
         pipeline = self.pipeline

@@ -214,7 +214,7 @@ def test_figures_and_sweeps_take_over_each_others_pictures(class_folder: Path, t
         return len(list(tmp_path.glob("drawn-*.npy")))
 
     pairs: list[tuple[Method, dict[str, Any]]] = [
-        (Method("ar", 1.0, options=(("temperature", 0.5),)), {"method": "ar", "temperature": 0.5}),
+        (Method("ar", 1.0, options=(("temperature", 1.0),)), {"method": "ar", "temperature": 1}),
         (Method("half", 0.5, 2), {"method": "hybrid", "steps": 2, "ar_fraction": 0.5}),
         (Method("masked", 0.0, 2), {"method": "masked", "steps": 2}),
     ]
