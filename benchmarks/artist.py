@@ -161,8 +161,8 @@ class Artist:
         """What pictures depend on beside prompts and seeds, whatever the method is called."""
         given = method.request().items()
         request = {name: float(value) if name in FLOATS else value for name, value in given if value is not None}
-        if request.get("method") in ALONE:
-            request |= {"method": "hybrid", "ar_fraction": ALONE[request["method"]]}
+        if (fraction := ALONE.get(str(request.get("method")))) is not None:
+            request |= {"method": "hybrid", "ar_fraction": fraction}
         pipeline = self.pipeline
         computed = (pipeline.types.name, pipeline.compiled)
         return self._weights, sorted(request.items()), computed, sorted(pipeline.defaults.model_dump().items())
