@@ -64,7 +64,7 @@ def grid_rope(
 def rotate(x_bnhd: Tensor, rope: Tensor) -> Tensor:
     """Turn each interleaved pair of x (b, n, heads, head_dim) by the table (n, pairs, 2) or (b, n, pairs, 2).
 
-    As complex numbers, a quarter of the time on a CPU; by sines and cosines where complex numbers are not compiled or,
+    As complex numbers, a sixth of the time on a CPU; by sines and cosines where complex numbers are not compiled or,
     on Apple's GPUs, not complete.
     """
     pairs = x_bnhd.float().unflatten(-1, (-1, 2))

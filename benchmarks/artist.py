@@ -71,7 +71,7 @@ class Way(Protocol):
 
     @property
     def name(self) -> str:
-        """What files are called after."""
+        """What progress is told under."""
         ...
 
     def request(self) -> dict[str, Any]:

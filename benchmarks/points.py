@@ -63,7 +63,7 @@ class SweepConfig(Strict):
         pair: the pairing.
         data_set: ``fashion``, ``emoji``, or ``folder`` for any data folder; None measures speed alone.
         data: the data folder; None is where ``hybrid-data`` writes it.
-        sets: of ``emoji``, the sets of drawings to ask for, such as those that the pair was trained on; None is all.
+        sets: of a data set that has sets (``emoji``), those to ask for, such as the pair was trained on; None is all.
         prompts: what is asked for where there is no data set.
         baseline: the AR model. Of several settings (lists of, say, ``guidance_scale`` and ``temperature``) the one
             with the least Fréchet distance is taken; of several paths (``dtype``, ``compile``), the fastest.
@@ -124,7 +124,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """What files are called after."""
+        """What progress is told under."""
         return self.method
 
     @property
