@@ -152,7 +152,7 @@ def looks(pipe: HybridPipeline, prompts: Sequence[str | int], windows: int, seed
     tokens_bn, _ = ar_prefix(pipe.ar, asked, asked.null(), places, noise_bn, prefix)
     scales_bn = place_scales(prefix, asked.grid).to(pipe.device).expand(batch, -1)
     both = pipe.ar.score(tokens_bn.repeat(2, 1), asked.cat(asked.null()))
-    p_bnk = distribution(guide_places(both, scales_bn), prefix)
+    p_bnk = distribution(guide_places(both, scales_bn, prefix.guidance.floor), prefix)
     drafter = MaskedDrafter(pipe.masked, drafting, drafting.null(), draft)
     starts = torch.linspace(1, places - AHEAD, windows).long().tolist()
     found = []

@@ -118,7 +118,7 @@ def scatter_seeds(
             logits_b1k = model.logits(tokens_bn, condition, at_b1)
         else:
             both = model.logits(tokens_bn.repeat(2, 1), condition.cat(null), at_b1.repeat(2, 1))
-            logits_b1k = guide(both[:batch], both[batch:], scale)
+            logits_b1k = guide(both[:batch], both[batch:], scale, sampling.guidance.floor)
         tokens_bn[:, place] = sampling.tokens(logits_b1k[:, 0], uniforms_bm[:, turn])[0]
     return tokens_bn
 

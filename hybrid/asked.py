@@ -101,6 +101,7 @@ def ask(
     draft: str | None = None,
     guidance_scale: float | None = None,
     guidance_kind: str | None = None,
+    guidance_floor: float | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -134,6 +135,8 @@ def ask(
         window, relax, draft: of ``exact``, ``relaxed`` and ``jacobi``, see ``hybrid.verify.Verify``; the window of
             ``zipar`` counts columns.
         guidance_scale, guidance_kind: u + s (c − u) for both phases; 1 is none.
+        guidance_floor: for both phases, no code that is less likely than this share of the likeliest one, as asked for
+            without guidance; 0 is off, see ``hybrid.sampling.guide``.
         temperature, top_k, top_p: for both phases; temperature 0 is argmax.
         height, width: picture size in pixels; None is the checkpoint's own.
         image, mask: in-painting: a picture of the right size and a mask whose white places are drawn anew.
@@ -179,7 +182,7 @@ def ask(
     judge = {"rounds": rounds, "redraw": redraw, "window": window, "relax": relax, "draft": draft}
     verify, refine = find_judge(chosen, judge, defaults)
     zipar = find_zipar(chosen, window, defaults)
-    guidance = {"guidance_scale": guidance_scale, "guidance_kind": guidance_kind}
+    guidance = {"guidance_scale": guidance_scale, "guidance_kind": guidance_kind, "guidance_floor": guidance_floor}
     drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     prefix = find_sampling(defaults.ar, guidance | drawing)
     sized = height is not None or width is not None

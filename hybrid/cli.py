@@ -28,8 +28,8 @@ DRAWING = {
     "reuse": "reuse",
     **{name: name for name in ("rounds", "redraw", "window", "relax", "draft")},
     "guidance": "guidance_scale",
-    **{name: name for name in ("guidance_kind", "temperature", "top_k", "top_p", "height", "width", "negative_prompt")},
-    **{name: name for name in ("image", "mask", "tile")},
+    **{name: name for name in ("guidance_kind", "guidance_floor", "temperature", "top_k", "top_p")},
+    **{name: name for name in ("height", "width", "negative_prompt", "image", "mask", "tile")},
 }
 """Options that are the pipeline's own arguments, and what it calls them."""
 

@@ -126,6 +126,12 @@ def parser() -> Parser:
     how.add_argument("--draft", metavar="WHO", help="relaxed: who drafts: masked, or jacobi (the AR model itself)")
     how.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale; 1 is none")
     how.add_argument("--guidance-kind", metavar="NAME", help="guidance over time: constant, linear, interval, decay")
+    how.add_argument(
+        "--guidance-floor",
+        type=float,
+        metavar="P",
+        help="no code below this share of the likeliest unguided one; 0 is off",
+    )
     how.add_argument("--temperature", type=float, metavar="T", help="0 is argmax")
     how.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest codes; 0 is off")
     how.add_argument("--top-p", type=float, metavar="P", help="draw among the likeliest codes of mass P; 1 is off")

@@ -184,6 +184,7 @@ class PhaseConfig(Strict):
     guidance_kind: Literal["constant", "linear", "interval", "decay"] = "constant"
     guidance_start: float = 0.0
     guidance_end: float = 1.0
+    guidance_floor: float = 0.0
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None

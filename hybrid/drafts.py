@@ -94,7 +94,7 @@ class MaskedDrafter:
         many = len(self.asked) // self.batch
         logits_bwk = self.model.logits(tokens_bn.repeat(many, 1), self.asked, places_bw.repeat(many, 1))
         scales_bw = self.scales_n.to(places_bw.device)[places_bw]
-        return distribution(guide_places(logits_bwk, scales_bw), self.sampling)
+        return distribution(guide_places(logits_bwk, scales_bw, self.sampling.guidance.floor), self.sampling)
 
     def learn(self, places_bw: Tensor, p_bwk: Tensor, looked_bw: Tensor) -> None:
         """The masked model has no use for it."""
@@ -130,7 +130,7 @@ class CacheDrafter:
         scales_bw = self.scales_n.to(places_bw.device)[places_bw]
         many = 2 if bool((scales_bw != 1).any()) else 1
         logits_bwk = self.model.draft_logits(tokens_bn.repeat(many, 1), places_bw.repeat(many, 1), self.state)
-        return distribution(guide_places(logits_bwk, scales_bw), self.sampling)
+        return distribution(guide_places(logits_bwk, scales_bw, self.sampling.guidance.floor), self.sampling)
 
     def learn(self, places_bw: Tensor, p_bwk: Tensor, looked_bw: Tensor) -> None:
         """What the masked half knows is in the cache."""

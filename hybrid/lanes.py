@@ -162,7 +162,13 @@ def _draw(tickets: list[Ticket], rows: list[Row], logits_rk: Tensor) -> None:
         chosen = torch.tensor(guided, device=device)
         null_p = torch.tensor([at[Row(*pictures[place], True)] for place in guided], device=device)
         scales = [pictures[place][0].scales[pictures[place][0].place] for place in guided]
-        logits_pk[chosen] = guide(logits_pk[chosen], logits_rk[null_p], torch.tensor(scales, device=device)[:, None])
+        floors = [pictures[place][0].prefix.guidance.floor for place in guided]
+        logits_pk[chosen] = guide(
+            logits_pk[chosen],
+            logits_rk[null_p],
+            torch.tensor(scales, device=device)[:, None],
+            torch.tensor(floors, device=device)[:, None] if any(floors) else 0.0,
+        )
     noise_p = torch.cat([ticket.ready.noise_bn[:, ticket.place] for ticket in tickets])
     ways: dict[Any, list[int]] = {}
     for place, (ticket, _) in enumerate(pictures):

@@ -106,14 +106,16 @@ def place_scales(sampling: Sampling, grid: Grid) -> Tensor:
     return torch.tensor(sampling.guidance.along(grid.places, grid.width))
 
 
-def guide_places(logits: Tensor, scales_bw: Tensor) -> Tensor:
-    """Guided logits_bwk from conditional rows, followed by as many unconditional ones unless no scale needs them."""
+def guide_places(logits: Tensor, scales_bw: Tensor, floor: float = 0.0) -> Tensor:
+    """Guided logits_bwk from conditional rows, followed by as many unconditional ones unless no scale needs them; see
+    ``hybrid.sampling.guide`` for the floor."""
     batch = len(scales_bw)
     if len(logits) == batch:
         return logits
     # Where the scale is 1 the conditional logits count as they are, as in ``ar_prefix``.
     scales_bw1 = scales_bw[..., None]
-    return torch.where(scales_bw1 == 1, logits[:batch].float(), guide(logits[:batch], logits[batch:], scales_bw1))
+    guided_bwk = guide(logits[:batch], logits[batch:], scales_bw1, floor)
+    return torch.where(scales_bw1 == 1, logits[:batch].float(), guided_bwk)
 
 
 def report(callback: Callback | None, step: Step) -> None:
@@ -163,7 +165,7 @@ def ar_prefix(
     for place in range(length):
         asked = logits[:batch]
         if scales[place] != 1:
-            asked = guide(asked, logits[batch:], scales[place])
+            asked = guide(asked, logits[batch:], scales[place], sampling.guidance.floor)
         tokens_bn[:, place], drawn_b = sampling.unseen(asked, uniforms_bn[:, place])
         sound_b &= drawn_b
         if (place + 1) % grid.width == 0 or place + 1 == length:
@@ -221,7 +223,7 @@ def masked_fill(
             logits_bmk = look(tokens_bn, condition, places_bm)
         else:
             both = look(tokens_bn.repeat(2, 1), condition.cat(null), places_bm.repeat(2, 1))
-            logits_bmk = guide(both[:batch], both[batch:], scale)
+            logits_bmk = guide(both[:batch], both[batch:], scale, fill.sampling.guidance.floor)
         tokens_bn, chosen_bn = write_pass(
             tokens_bn, logits_bmk, places_bm, uniforms_bt2n, counts_bt[:, index], grid, fill, index
         )

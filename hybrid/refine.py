@@ -48,7 +48,8 @@ class Refine:
 def log_likelihood(
     model: ARModel, condition: Condition, null: Condition, tokens_bn: Tensor, sampling: Sampling
 ) -> Tensor:
-    """log p of each token given those before it (b, n), under the guided logits at temperature 1, in one AR pass."""
+    """log p of each token given those before it (b, n), under the guided logits at temperature 1, in one AR
+    pass. The guidance's floor plays no part: it would make all that is below it equal."""
     scales_n = place_scales(sampling, condition.grid).to(tokens_bn.device)
     guided = bool((scales_n != 1).any())
     asked, fed_bn = (condition.cat(null), tokens_bn.repeat(2, 1)) if guided else (condition, tokens_bn)

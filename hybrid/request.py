@@ -107,7 +107,7 @@ def find_sampling(defaults: PhaseConfig, given: Mapping[str, Any]) -> Sampling:
     chosen = defaults.model_dump() | {key: value for key, value in given.items() if value is not None}
     kind = chosen["guidance_kind"]
     window = {"start": chosen["guidance_start"], "end": chosen["guidance_end"]} if kind == "interval" else {}
-    guidance = Guidance(chosen["guidance_scale"], kind, **window)
+    guidance = Guidance(chosen["guidance_scale"], kind, floor=chosen["guidance_floor"], **window)
     return Sampling(guidance, chosen["temperature"], chosen["top_k"], chosen["top_p"])
 
 
@@ -219,7 +219,7 @@ def find_choice(auto: str | Path | None, quality: float | None, max_ms: float | 
     return recommend(auto, quality=0.95 if quality is None and max_ms is None else quality, max_ms=max_ms)
 
 
-PHASE_ARGUMENTS = ("guidance_scale", "guidance_kind", "temperature", "top_k", "top_p")
+PHASE_ARGUMENTS = ("guidance_scale", "guidance_kind", "guidance_floor", "temperature", "top_k", "top_p")
 
 
 def with_settings(defaults: DefaultsConfig, settings: Mapping[str, Any]) -> DefaultsConfig:

@@ -42,16 +42,19 @@ class Guidance:
             (Kynkäänniemi et al., arXiv 2404.07724); ``decay``, a fall from ``scale`` to 4 along the places of an AR
             model (Lumina-mGPT 2.0's released code; see ``along``).
         start, end: fractions of the generation, for ``interval`` only, both ends included.
+        floor: where guidance acts, no code is drawn that the conditional model finds less likely than this share of its
+            likeliest one; 0 is off, see ``guide``.
 
     Raises:
         ValueError: a scale below 0, an unknown kind, a start or end outside [0, 1] or in the wrong order, or one that
-            the kind would ignore; a scale below 4 that should decay to 4.
+            the kind would ignore; a scale below 4 that should decay to 4; a floor outside [0, 1).
     """
 
     scale: float = 1.0
     kind: str = "constant"
     start: float = 0.0
     end: float = 1.0
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.scale >= 0 and math.isfinite(self.scale)):
@@ -69,6 +72,8 @@ class Guidance:
                 f"guidance scale {self.scale:g}: kind 'decay' falls to {DECAY_FLOOR:g}; give 1 (none), "
                 f"{DECAY_FLOOR:g} or more, or use kind 'constant'"
             )
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"guidance floor {self.floor:g}: must be at least 0 (off) and below 1")
 
     def at(self, progress: float) -> float:
         """The scale at ``progress``, 0 at the first step of a generation and 1 at the last.
@@ -111,13 +116,19 @@ class Guidance:
         return self.at(progress) != 1
 
 
-def guide(cond_bk: Tensor, uncond_bk: Tensor, scale: float | Tensor) -> Tensor:
+def guide(cond_bk: Tensor, uncond_bk: Tensor, scale: float | Tensor, floor: float | Tensor = 0.0) -> Tensor:
     """Guided logits u + s (c - u), float32 (Ho & Salimans, arXiv 2207.12598, in LlamaGen's form).
+
+    Where both models are nearly sure, the difference of their logits is great at codes that neither would draw, and a
+    scale above 1 can lift those to the top. The floor keeps them out: -inf at every code whose conditional probability
+    is below that share of the highest one (the plausibility constraint of contrastive decoding, Li et al., arXiv
+    2210.15097).
 
     Args:
         cond_bk: conditional logits, (b, k) or any other shape.
         uncond_bk: unconditional logits, the same shape.
         scale: s, a number or a tensor that broadcasts against the logits, such as (b, 1).
+        floor: from 0 (off) to below 1, likewise.
 
     Raises:
         ValueError: logits of two shapes.
@@ -125,7 +136,14 @@ def guide(cond_bk: Tensor, uncond_bk: Tensor, scale: float | Tensor) -> Tensor:
     if cond_bk.shape != uncond_bk.shape:
         raise ValueError(f"unconditional logits: expected {tuple(cond_bk.shape)}, got {tuple(uncond_bk.shape)}")
     cond_bk, uncond_bk = cond_bk.float(), uncond_bk.float()
-    return uncond_bk + scale * (cond_bk - uncond_bk)
+    guided_bk = uncond_bk + scale * (cond_bk - uncond_bk)
+    if isinstance(floor, Tensor):
+        lowest_bk = cond_bk.amax(-1, keepdim=True) + floor.log()
+    elif floor:
+        lowest_bk = cond_bk.amax(-1, keepdim=True) + math.log(floor)
+    else:
+        return guided_bk
+    return guided_bk.masked_fill(cond_bk < lowest_bk, -math.inf)
 
 
 def check_sampling(temperature: float, top_k: int | None = None, top_p: float | None = None) -> None:

@@ -141,7 +141,9 @@ def guided_logits(masked: MaskedModel, tickets: list[Ticket]) -> list[tuple[Tens
     for number, ticket in enumerate(tickets):
         asked, places = logits[number][:, : ticket.unknown], own_places[number][:, : ticket.unknown]
         if number in nulls:
-            asked = guide(asked, nulls[number][:, : ticket.unknown], scales[number])
+            asked = guide(
+                asked, nulls[number][:, : ticket.unknown], scales[number], ticket.fill.sampling.guidance.floor
+            )
         found.append((asked, places))
     return found
 

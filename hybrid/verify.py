@@ -223,7 +223,8 @@ def exact_generate(
     tokens_bn = torch.full((batch, places), MASK, dtype=torch.long, device=device)
     origin_bn, tested_bn = torch.full_like(tokens_bn, FROM_AR), torch.zeros_like(tokens_bn)
     kept_bn = torch.zeros_like(tokens_bn, dtype=torch.bool)
-    first_bk = distribution(guide_places(logits_bk[:, None], scales_n[:1].expand(batch, 1)), prefix)[:, 0]
+    guided_b1k = guide_places(logits_bk[:, None], scales_n[:1].expand(batch, 1), prefix.guidance.floor)
+    first_bk = distribution(guided_b1k, prefix)[:, 0]
     tokens_bn[:, 0] = pick(whole_weights(first_bk), uniforms(generators, (1,))[:, 0].to(device))
     drafter: Drafter
     guided_draft = bool((place_scales(draft, grid) != 1).any())
@@ -301,7 +302,7 @@ def _judge(
     logits = ar.decode(fed_bw.repeat(many, 1), start_b.repeat(many), state)
     column_bw = (places_bw - 1 - start_b[:, None]).clamp(max=width - 1).repeat(many, 1)
     logits = logits[torch.arange(many * batch, device=logits.device)[:, None], column_bw]
-    return distribution(guide_places(logits, scales_n[places_bw]), how)
+    return distribution(guide_places(logits, scales_n[places_bw], how.guidance.floor), how)
 
 
 def check_relax(relax: float) -> None:

@@ -132,7 +132,7 @@ def zipar_prefix(
                 fed, tokens_bw = fed + [place - 1 for place in starting], torch.cat((tokens_bw, stand_in_bw), dim=1)
             logits_bwk = scattered.decode_at(tokens_bw.repeat(2 if guided else 1, 1), fed, known_n, state)
         asked_bmk = logits_bwk[:, [fed.index(place - 1) for place in drawn]]
-        guided_bmk = guide_places(asked_bmk, scales_n[drawn].expand(batch, -1))
+        guided_bmk = guide_places(asked_bmk, scales_n[drawn].expand(batch, -1), sampling.guidance.floor)
         tokens_bn[:, drawn], _ = sampling.tokens(guided_bmk, uniforms_bn[:, drawn])
         ended = sum((place + 1) % width == 0 or place + 1 == length for place in drawn)
         done += ended

@@ -72,6 +72,8 @@ MIXED: list[dict[str, Any]] = [
     {"prompts": [4], "seeds": [8], "ar_fraction": 1.0, "prefix": Sampling(Guidance(3.0), top_p=0.9)},
     {"prompts": [5], "seeds": [9], "ar_fraction": 0.0, "fill": Fill(steps=5, order="halton", schedule="cosine")},
     {"prompts": [6], "seeds": [10], "ar_tokens": 5, "fill": Fill(steps=3, sampling=Sampling(Guidance(2.0, "linear")))},
+    {"prompts": [6], "seeds": [10], "ar_tokens": 7, "prefix": Sampling(Guidance(4.0, floor=0.2))},
+    {"prompts": [2], "seeds": [3], "ar_tokens": 4, "fill": Fill(steps=3, sampling=Sampling(Guidance(3.0, floor=0.4)))},
     {"prompts": [7], "seeds": [11], "ar_tokens": 1, "fill": Fill(steps=4, order="random"), "negative": [2]},
     {"prompts": [1], "seeds": [12], "ar_tokens": 2, "fill": Fill(steps=14, resume="continue")},
     {"prompts": [3], "seeds": [13], "grid": Grid(2, 5), "ar_tokens": 4, "fill": Fill(steps=3)},
@@ -543,5 +545,7 @@ def test_unguided_and_guided_requests_get_their_own_share_of_the_null() -> None:
     guided = Sampling(Guidance(3.0), temperature=0)
     plain = batcher.submit([5], seeds=[1], ar_tokens=4, prefix=argmax, fill=Fill(steps=2, sampling=argmax))
     strong = batcher.submit([5], seeds=[1], ar_tokens=4, prefix=guided, fill=Fill(steps=2, sampling=guided))
-    results = finish(batcher, [plain, strong])
-    assert [result.tokens.unique().tolist() for result in results] == [[0], [5]]
+    floored = Sampling(Guidance(3.0, floor=0.61), temperature=0)  # the label's code is 0.607 times as likely as code 0
+    sober = batcher.submit([5], seeds=[1], ar_tokens=4, prefix=floored, fill=Fill(steps=2, sampling=floored))
+    results = finish(batcher, [plain, strong, sober])
+    assert [result.tokens.unique().tolist() for result in results] == [[0], [5], [0]]

@@ -217,6 +217,7 @@ def test_pairing_of_two_tokenizers_is_refused(folder: Path, tmp_path: Path) -> N
         ({"noise": -1.0}, "noise -1: must be 0 (none) or above"),
         ({"guidance_scale": -1.0}, "guidance scale -1: must be a number from 0"),
         ({"guidance_kind": "cubic"}, "guidance kind 'cubic': unknown"),
+        ({"guidance_floor": 1.0}, "guidance floor 1: must be at least 0 (off) and below 1"),
         ({"temperature": -0.5}, "temperature -0.5: must be 0 (argmax) or above"),
         ({"top_k": -1}, "top_k -1: must be 0 (off) or above"),
         ({"top_p": 0.0}, "top_p 0: must be above 0"),
@@ -383,7 +384,8 @@ def test_generation_accounts_for_every_token_and_pass(pipe: HybridPipeline) -> N
 
 def test_settings_as_defaults_repeat_the_request(pipe: HybridPipeline) -> None:
     asked = {"ar_tokens": 5, "steps": 3, "schedule": "cosine", "order": "halton", "noise": 1.0, "top_k": 5}
-    made = pipe("bag", seed=2, guidance_scale=2.0, guidance_kind="linear", temperature=0.8, top_p=0.9, **asked)
+    guidance = {"guidance_scale": 2.0, "guidance_kind": "linear", "guidance_floor": 0.1}
+    made = pipe("bag", seed=2, temperature=0.8, top_p=0.9, **guidance, **asked)
     again = class_pair()
     again.defaults = as_defaults(made.settings, again.defaults)
     assert tokens(again, seed=2) == made.tokens.tolist()

@@ -36,6 +36,7 @@ from hybrid.sampler import HybridSampler
 from hybrid.sampling import Guidance
 from hybrid.schedules import SCHEDULES, counts
 from hybrid.types import FROM_AR, FROM_INPUT, MASK, PHASES, Generation, Grid
+from hybrid.verify import Verify
 
 GOLDEN = Path(__file__).parent / "golden"
 CODES = 16
@@ -280,6 +281,16 @@ def test_guidance_changes_the_picture() -> None:
     for scale, token in ((1, 0), (4, 5)):
         sampling = Sampling(Guidance(scale), temperature=0)
         result = sampler.generate([5], seeds=[0], prefix=sampling, fill=Fill(steps=3, sampling=sampling))
+        assert result.tokens.tolist() == [[token] * 16]
+
+
+@pytest.mark.parametrize("more", [{}, {"verify": Verify(window=4), "ar_fraction": 1.0}])
+def test_the_guidance_floor_keeps_what_is_implausible_unguided(more: dict[str, Any]) -> None:
+    """The label's own code, which guidance favours, is e^-0.5 = 0.61 times as likely as code 0 without it."""
+    sampler = pair(conditional_ar(), conditional_masked())
+    for floor, token in ((0.6, 5), (0.61, 0)):
+        sampling = Sampling(Guidance(4, floor=floor), temperature=0)
+        result = sampler.generate([5], seeds=[0], prefix=sampling, fill=Fill(steps=3, sampling=sampling), **more)
         assert result.tokens.tolist() == [[token] * 16]
 
 

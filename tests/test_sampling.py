@@ -38,6 +38,20 @@ def test_guide() -> None:
         guide(cond, uncond[0], 1.0)
 
 
+def test_the_floor_keeps_implausible_codes_from_being_guided_up() -> None:
+    """Conditional probabilities .9, .09 and .01; guidance lifts the last one, which the null finds rarer still."""
+    cond, uncond = torch.tensor([0.9, 0.09, 0.01]).log(), torch.tensor([0.9, 0.0999, 0.0001]).log()
+    plain = guide(cond, uncond, 3.0)
+    assert plain.argmax() == 2
+    for floor, out in ((0.01, []), (0.012, [2]), (0.09, [2]), (0.2, [1, 2])):
+        found = guide(cond, uncond, 3.0, floor)
+        assert [code for code in range(3) if found[code] == -INF] == out
+        assert torch.equal(found[found > -INF], plain[found > -INF])
+    rows = guide(cond.expand(3, 3), uncond.expand(3, 3), 3.0, torch.tensor([[0.0], [0.09], [0.2]]))
+    assert rows.argmax(-1).tolist() == [2, 0, 0]
+    assert torch.equal(rows[0], plain) and (rows == -INF).sum(-1).tolist() == [0, 1, 2]
+
+
 def test_guidance_kinds() -> None:
     assert [Guidance(4.0).at(p) for p in (0, 0.5, 1)] == [4, 4, 4]
     assert [Guidance(4.0, "linear").at(p) for p in (0, 0.5, 1)] == [1, 2.5, 4]
@@ -92,6 +106,9 @@ def test_guidance_errors() -> None:
             Guidance(2.0, "interval", start, end)
     with pytest.raises(ValueError, match=r"start 0\.2, end 1: kind 'linear' ignores them; use kind 'interval'"):
         Guidance(2.0, "linear", 0.2)
+    for floor in (-0.1, 1.0, math.nan):
+        with pytest.raises(ValueError, match=rf"guidance floor {floor:g}: must be at least 0 \(off\) and below 1"):
+            Guidance(2.0, floor=floor)
     with pytest.raises(ValueError, match=r"progress 1\.5: must be from 0 to 1"):
         Guidance().at(1.5)
 

@@ -77,7 +77,9 @@ def exact_probabilities(sampling: Sampling) -> Tensor:
             cond, null = (model.table[kind, place, prefix].double() for kind in (0, 1))
             scale = sampling.guidance.at(place / (PLACES - 1))
             logits = ((null + scale * (cond - null)) / sampling.temperature).tolist()
-            ranked = sorted(range(CODES), key=lambda i: -logits[i])[: sampling.top_k or CODES]
+            lowest = -math.inf if scale == 1 else float(cond.exp().max()) * sampling.guidance.floor
+            plausible = [i for i in range(CODES) if float(cond[i].exp()) >= lowest]
+            ranked = sorted(plausible, key=lambda i: -logits[i])[: sampling.top_k or CODES]
             weights = {i: math.exp(logits[i]) for i in ranked}
             mass, kept = 0.0, {}
             for i in ranked:
@@ -166,6 +168,7 @@ SETTINGS: dict[str, tuple[Sampling, Sampling]] = {
     "top-k": (Sampling(top_k=2, temperature=1.5), Sampling(top_k=2)),
     "top-p": (Sampling(Guidance(0.5), temperature=0.8, top_p=0.8), Sampling(temperature=2.0)),
     "soft": (Sampling(Guidance(2), temperature=2.5), Sampling()),
+    "floor": (Sampling(Guidance(3, floor=0.3)), Sampling(Guidance(2, floor=0.1))),
     "sure draft": (Sampling(temperature=1.2), Sampling(temperature=0)),
 }
 

@@ -56,7 +56,7 @@ def test_wavefront() -> None:
 
 
 @pytest.mark.parametrize("grid", [WIDE, TALL, Grid(1, 4), Grid(4, 1)])
-@pytest.mark.parametrize("guidance", [Guidance(), Guidance(3.0), Guidance(3.0, "linear")])
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(3.0, floor=0.2), Guidance(3.0, "linear")])
 def test_a_window_as_wide_as_the_grid_is_raster_order(grid: Grid, guidance: Guidance) -> None:
     condition = FakeCondition(torch.tensor([1, 2, 3]), grid)
     for length in (grid.places, grid.places - 1, 1, 0):
