@@ -98,6 +98,10 @@ class FSQTokenizer(nn.Module):
         assert isinstance(weight, Tensor)
         return weight
 
+    def freeze_codes(self) -> None:
+        """Take the gradients of all that decides a picture's codes: what is left to train is the decoder."""
+        self.encoder.requires_grad_(False)
+
     def latent(self, images_bchw: Tensor) -> Tensor:
         """The bounded latent (b, levels, h, w) of RGB images before quantisation, each coordinate in [-1, 1].
 

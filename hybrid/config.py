@@ -158,10 +158,11 @@ class TrainConfig(Strict):
     feature_loss: Literal["efficientnet-lite0", "lpips"] = "efficientnet-lite0"
     adversarial: AdversarialConfig | None = None
     codebook: CodebookConfig | None = None
+    decoder_only: bool = False
     loop: LoopConfig
     plan: PlanConfig = PlanConfig()
 
-    @field_validator("feature_weight", "adversarial", "codebook")
+    @field_validator("feature_weight", "adversarial", "codebook", "decoder_only")
     @classmethod
     def _for_tokenizers(cls, value: Any, info: ValidationInfo) -> Any:
         if value and info.data.get("task", "tokenizer") != "tokenizer":

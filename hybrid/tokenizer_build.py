@@ -33,6 +33,11 @@ def build_tokenizer_task(
     else:
         weights = config.codebook or CodebookConfig()
         codebook = (weights.commitment, weights.entropy)
+    if config.decoder_only:
+        if config.codebook is not None:
+            raise ValueError("codebook: stays as it is with decoder_only; remove one of the two")
+        codebook = None
+        model.freeze_codes()
     adversary = None
     if config.adversarial is not None:
         if loop.compile:

@@ -147,6 +147,7 @@ def test_a_vq_tokenizer_trains_and_is_read_back(precision: str, folder: Path, tm
     ("changes", "message"),
     [
         ({"codebook": {}}, "tiny.yaml: codebook: the codes of fsq are fixed; remove it"),
+        ({"model": VQ, "codebook": {}, "decoder_only": True}, "tiny.yaml: codebook: stays as it is with decoder_only"),
         ({"adversarial": {}}, r"adversarial.layers: 3 need pictures of 24 pixels a side, .* has 8"),
         ({"adversarial": ADVERSARIAL, "loop": {"compile": True}}, "adversarial: .* cannot be compiled"),
         ({"model": {**VQ, "config": {"chanels": 32}}}, "unknown field 'chanels'; did you mean"),
@@ -166,7 +167,9 @@ def test_a_discriminator_does_not_go_with_fp16(folder: Path) -> None:
         optimizers(task.model, loop, task.auxiliary)
 
 
-@pytest.mark.parametrize("setting", [{"adversarial": {}}, {"feature_weight": 1.0}, {"codebook": {}}])
+@pytest.mark.parametrize(
+    "setting", [{"adversarial": {}}, {"feature_weight": 1.0}, {"codebook": {}}, {"decoder_only": True}]
+)
 def test_losses_of_tokenizers_are_refused_elsewhere(setting: dict[str, Any]) -> None:
     (name,) = setting
     with pytest.raises(ValueError, match=f"x.yaml: {name}: Value error, only for task: tokenizer"):
@@ -179,3 +182,19 @@ def test_an_adversary_has_its_own_optimiser_outside_the_models(folder: Path) -> 
     assert task.auxiliary.module is task.adversary.discriminator and task.auxiliary.lr == 0.5
     inside = {id(value) for value in task.model.parameters()}
     assert not any(id(value) in inside for value in task.auxiliary.module.parameters())
+
+
+@pytest.mark.parametrize("model", [{}, {"model": VQ}], ids=["fsq", "vq"])
+def test_the_decoder_alone_learns_and_every_code_stays(model: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    """To the bit, averaged weights included: what was trained on the codes goes on with the new decoder."""
+    task, loop = tiny.task("tokenizer", folder, decoder_only=True, loop={"steps": 4}, **model)
+    assert task.codebook is None
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    tokens = task.model.encode(task.held)
+    for _ in train(task, loop, tmp_path):
+        pass
+    state, fields = read_weights(tmp_path / "model.safetensors")
+    made = load(fields["kind"], tmp_path / "model.safetensors")
+    assert torch.equal(made.encode(task.held), tokens)
+    changed = {name.split(".")[0] for name, value in state.items() if not torch.equal(value, before[name])}
+    assert changed == ({"decoder", "post_quant_conv"} if model else {"decoder"})
