@@ -151,6 +151,7 @@ class TrainConfig(Strict):
     sets: list[str] | None = Field(default=None, min_length=1)
     model: ModelConfig
     condition_dropout: float = Field(default=0.1, ge=0, le=1)
+    token_noise: float = Field(default=0.0, ge=0, lt=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     loss_on: Literal["masked", "all"] = "masked"
     prefix_share: float = Field(default=0.5, ge=0, le=1)

@@ -124,7 +124,7 @@ def made_up_loss(config: TrainConfig, model: Any, grid: Grid, batch: int) -> Cal
             return losses.next_token_loss(model(tokens, condition), tokens)
         if config.task == "unified":
             rest = torch.arange(grid.places, device=device) >= half[:, None]
-            return cut_loss(model, tokens, condition, half, masked & rest)[0]
+            return cut_loss(model, tokens, condition, half, masked & rest, tokens)[0]
         counted = masked if config.loss_on == "masked" else torch.ones_like(masked)
         logits = model(tokens.masked_fill(masked, MASK), condition)
         return losses.masked_loss(logits, tokens, counted, config.label_smoothing)[0]

@@ -73,6 +73,7 @@ class CodesTask:
         metadata: what is stored beside the weights.
         per_step: samples of a step, over all processes and accumulated parts.
         condition_dropout: share of samples whose condition is dropped.
+        token_noise: largest share of a sample's tokens that are read wrongly, see ``_misread``.
         tokenizer: decodes the sample sheets; None draws none.
 
     Raises:
@@ -90,10 +91,11 @@ class CodesTask:
         metadata: dict[str, Any],
         per_step: int,
         condition_dropout: float = 0.1,
+        token_noise: float = 0.0,
         tokenizer: Any = None,
     ) -> None:
         self.model, self.seed, self.metadata = model, seed, metadata
-        self.condition_dropout, self.tokenizer = condition_dropout, tokenizer
+        self.condition_dropout, self.token_noise, self.tokenizer = condition_dropout, token_noise, tokenizer
         self.buckets = [bucket for bucket in buckets if len(bucket.train)]
         # "Another picture's condition" needs another picture.
         self.judged = [bucket for bucket in buckets if len(bucket.held) > 1]
@@ -116,6 +118,21 @@ class CodesTask:
         bucket, order = self.buckets[chosen], self.orders[chosen]
         numbers = [turn * per_step + number % per_step for (_, turn), number in zip(turns, samples, strict=True)]
         return bucket, [int(bucket.train[order[number]]) for number in numbers]
+
+    def _misread(self, tokens_bn: Tensor, samples: range, generators: Sequence[torch.Generator]) -> Tensor:
+        """The tokens as the model reads them; what it is to predict stays as it is.
+
+        Of each sample a share, uniform in 0..``token_noise``, comes from the same places of another training picture. A
+        model that draws reads its own mistakes, which no training picture holds; this way it has met the like, and
+        cannot tell by the tokens alone which picture it is to draw.
+        """
+        if not self.token_noise:
+            return tokens_bn
+        bucket, _ = self._pictures(samples)
+        draws = [torch.rand(2 + tokens_bn.shape[1], generator=generator) for generator in generators]
+        others = [int(bucket.train[int(draw[0] * len(bucket.train))]) for draw in draws]
+        wrong_bn = torch.stack([draw[2:] < draw[1] * self.token_noise for draw in draws]).to(tokens_bn.device)
+        return torch.where(wrong_bn, bucket.tokens(others, [0] * len(others)).to(tokens_bn.device), tokens_bn)
 
     def _draw(self, samples: range, device: torch.device) -> tuple[Tensor, Any, list[torch.Generator]]:
         """Tokens, the condition after dropout, and each sample's stream, ready for further draws."""
@@ -186,12 +203,12 @@ class ARTask(CodesTask):
         return HybridSampler(model, None, self.tokenizer)
 
     def batch(self, samples: range, device: torch.device) -> Mapping[str, Any]:
-        tokens, condition, _ = self._draw(samples, device)
-        return {"tokens": tokens, "condition": condition}
+        tokens, condition, generators = self._draw(samples, device)
+        return {"tokens": tokens, "condition": condition, "read": self._misread(tokens, samples, generators)}
 
     def loss(self, model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy in nats per token."""
-        return losses.next_token_loss(model(batch["tokens"], batch["condition"]), batch["tokens"]), {}
+        return losses.next_token_loss(model(batch["read"], batch["condition"]), batch["tokens"]), {}
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """Nats per token on held-out pictures of all grids, with their own, no and another picture's condition."""
@@ -248,12 +265,13 @@ class MaskedTask(CodesTask):
     def batch(self, samples: range, device: torch.device) -> Mapping[str, Any]:
         tokens, condition, generators = self._draw(samples, device)
         masks = [draw_mask(tokens.shape[1], generator, self.prefix_share)[0] for generator in generators]
-        return {"tokens": tokens, "condition": condition, "masked": torch.stack(masks).to(device)}
+        read = self._misread(tokens, samples, generators)
+        return {"tokens": tokens, "condition": condition, "read": read, "masked": torch.stack(masks).to(device)}
 
     def loss(self, model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy at masked (or all) places; logs nats per masked place."""
         tokens, masked = batch["tokens"], batch["masked"]
-        logits = model(tokens.masked_fill(masked, MASK), batch["condition"])
+        logits = model(batch["read"].masked_fill(masked, MASK), batch["condition"])
         counted = masked if self.loss_on == "masked" else torch.ones_like(masked)
         loss, nats = losses.masked_loss(logits, tokens, counted, self.label_smoothing)
         return loss, {"nats": nats}

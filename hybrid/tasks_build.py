@@ -117,6 +117,7 @@ def _build(config: TrainConfig, data: Path, tokenizer: Path | None, source: str)
         "metadata": metadata,
         "per_step": config.loop.batch_size * config.loop.accumulate,
         "condition_dropout": config.condition_dropout,
+        "token_noise": config.token_noise,
         "tokenizer": coded.tokenizer,
     }
     if config.task == "ar":

@@ -38,15 +38,15 @@ def draw_cut(places: int, generator: torch.Generator, prefix_share: float) -> tu
 
 
 def cut_loss(
-    model: Any, tokens_bn: Tensor, condition: Any, prefix_b: Tensor, masked_bn: Tensor
+    model: Any, tokens_bn: Tensor, condition: Any, prefix_b: Tensor, masked_bn: Tensor, read_bn: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy at the places 0..r of each image with a prefix of r tokens, from the token before, and at the
-    masked places after it, from their surroundings.
+    masked places after it, from their surroundings. The model reads ``read_bn``, which may differ from the tokens.
 
     Returns both, summed and divided by all places b·n (so that batches may be split and accumulated exactly), and the
     mean of each in nats per place that it predicts.
     """
-    following, own = model(tokens_bn.masked_fill(masked_bn, MASK), condition, prefix_b)
+    following, own = model(read_bn.masked_fill(masked_bn, MASK), condition, prefix_b)
     predicted_bn = torch.arange(tokens_bn.shape[1], device=tokens_bn.device) <= prefix_b[:, None]
     loss, nats = losses.masked_loss(following, tokens_bn, predicted_bn)
     masked_loss, masked_nats = losses.masked_loss(own, tokens_bn, masked_bn)
@@ -79,11 +79,13 @@ class UnifiedTask(CodesTask):
         cuts = [draw_cut(tokens.shape[1], generator, self.prefix_share) for generator in generators]
         prefix = torch.tensor([length for length, _ in cuts], device=device)
         masked = torch.stack([masked for _, masked in cuts]).to(device)
-        return {"tokens": tokens, "condition": condition, "prefix": prefix, "masked": masked}
+        read = self._misread(tokens, samples, generators)
+        return {"tokens": tokens, "condition": condition, "prefix": prefix, "masked": masked, "read": read}
 
     def loss(self, model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``cut_loss``; logs the mean of each kind in nats per place that it predicts."""
-        loss, following, own = cut_loss(model, *(batch[name] for name in ("tokens", "condition", "prefix", "masked")))
+        given = (batch[name] for name in ("tokens", "condition", "prefix", "masked", "read"))
+        loss, following, own = cut_loss(model, *given)
         return loss, {"nats_next": following, "nats_masked": own}
 
     def evaluate(self, model: Any) -> dict[str, float]:

@@ -220,3 +220,35 @@ def test_contradictions_are_one_line(folder: Path, kind: str, changes: dict[str,
     with pytest.raises(ValueError) as caught:
         tiny.task(kind, folder, **changes)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["ar", "masked"])
+def test_noise_misreads_tokens_of_other_pictures_and_leaves_what_is_to_predict(kind: str, folder: Path) -> None:
+    noisy, _ = tiny.task(kind, folder, token_noise=0.8)
+    plain, _ = tiny.task(kind, folder)
+    one, other = noisy.batch(range(400), CPU), plain.batch(range(400), CPU)
+    assert torch.equal(one["tokens"], other["tokens"]) and torch.equal(other["read"], other["tokens"])
+    if kind == "masked":
+        assert torch.equal(one["masked"], other["masked"])
+    (bucket,) = noisy.buckets
+    known = bucket.tokens(bucket.train.tolist(), [0] * len(bucket.train))
+    wrong = one["read"] != one["tokens"]
+    assert bool((one["read"][:, None] == known).any(1).all())  # some training picture has that code at that place
+    # A sample's share is uniform in 0..0.8; of the tokens taken, those that happen to be equal do not show.
+    differ = float((one["tokens"][:, None] != known).float().mean())
+    assert float(wrong.float().mean()) == pytest.approx(0.4 * differ, abs=0.03)
+    assert wrong.float().mean(1).std() > 0.125  # one share for all samples would give 0.11
+    part = noisy.batch(range(100, 103), CPU)
+    assert torch.equal(part["read"], one["read"][100:103])
+
+
+def test_the_loss_reads_the_noise_and_predicts_the_truth(folder: Path) -> None:
+    task, _ = tiny.task("ar", folder, token_noise=0.8)
+    batch = task.batch(range(8), CPU)
+    torch.manual_seed(0)
+    for parameter in task.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    with torch.no_grad():
+        logits = task.model.score(batch["read"], batch["condition"])
+        expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["tokens"])
+        assert float(task.loss(task.model, batch)[0]) == pytest.approx(float(expected), rel=1e-5)

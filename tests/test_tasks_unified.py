@@ -30,9 +30,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.data_folder(tmp_path_factory.mktemp("unified") / "data")
 
 
-@pytest.fixture
-def task(folder: Path) -> UnifiedTask:
-    built, _ = tiny.task("ar", folder, task="unified", model=MODEL, condition_dropout=0.5)
+@pytest.fixture(params=[0.0, 0.5], ids=["clean", "noisy"])
+def task(folder: Path, request: pytest.FixtureRequest) -> UnifiedTask:
+    settings = {"condition_dropout": 0.5, "token_noise": request.param}
+    built, _ = tiny.task("ar", folder, task="unified", model=MODEL, **settings)
     assert isinstance(built, UnifiedTask)
     return built
 
@@ -81,6 +82,7 @@ def test_the_loss_is_the_one_written_by_hand(task: UnifiedTask) -> None:
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     batch = task.batch(range(12), CPU)
+    assert torch.equal(batch["read"], batch["tokens"]) == (task.token_noise == 0)
     total, following, own = 0.0, [], []
     with torch.no_grad():
         loss, figures = task.loss(model, batch)
@@ -88,12 +90,13 @@ def test_the_loss_is_the_one_written_by_hand(task: UnifiedTask) -> None:
             tokens, length = batch["tokens"][row : row + 1], int(batch["prefix"][row])
             condition: Any = model.condition([0])
             condition.labels_b[0] = batch["condition"].labels_b[row]
-            log_p = model.score(tokens, condition)[0].log_softmax(-1)
+            read = batch["read"][row : row + 1]
+            log_p = model.score(read, condition)[0].log_softmax(-1)
             following += [-float(log_p[place, tokens[0, place]]) for place in range(min(length + 1, tiny.PLACES))]
             if length == tiny.PLACES:
                 continue
             _, state = model.prefill(condition, tiny.PLACES)
-            grid = tokens.masked_fill(batch["masked"][row], MASK)
+            grid = read.masked_fill(batch["masked"][row], MASK)
             log_p = model.after_prefix(state, length).logits(grid, condition)[0].log_softmax(-1)
             places = batch["masked"][row].nonzero()[:, 0].tolist()
             own += [-float(log_p[place - length, tokens[0, place]]) for place in places]
