@@ -128,7 +128,8 @@ class CodesTask:
         """
         if not self.token_noise:
             return tokens_bn
-        bucket, _ = self._pictures(samples)
+        chosen, _ = self.steps[samples.start // self.steps.per_step]  # one for all, as ``_pictures`` checked
+        bucket = self.buckets[chosen]
         draws = [torch.rand(2 + tokens_bn.shape[1], generator=generator) for generator in generators]
         others = [int(bucket.train[int(draw[0] * len(bucket.train))]) for draw in draws]
         wrong_bn = torch.stack([draw[2:] < draw[1] * self.token_noise for draw in draws]).to(tokens_bn.device)
