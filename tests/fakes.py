@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from hybrid.sampler import HybridSampler
 from hybrid.types import MASK, Grid, require_no_mask
 
 NULL = -1
@@ -209,3 +210,8 @@ class FakeTokenizer(nn.Module):
         values_bhw = self.codebook_kd[require_no_mask(tokens_bn), 0].unflatten(1, (grid.height, grid.width))
         values_bhw = values_bhw.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
         return values_bhw[:, None] * self.paint_c[:, None, None]
+
+
+def pair(ar: FakeAR | None = None, masked: FakeMasked | None = None) -> HybridSampler:
+    """A sampler of two fakes, ``table_ar`` and ``neighbour_masked`` unless told otherwise."""
+    return HybridSampler(ar or table_ar(), masked or neighbour_masked(), FakeTokenizer())

@@ -11,15 +11,12 @@ from typing import Any
 import pytest
 import torch
 from fakes import (
-    NULL,
     FakeAR,
-    FakeMasked,
     FakeTokenizer,
     always_ar,
     always_masked,
-    conditional_ar,
-    conditional_masked,
     neighbour_masked,
+    pair,
     ranked_masked,
     table_ar,
     uniform_ar,
@@ -31,20 +28,15 @@ from torch import Tensor
 from hybrid import sampler as sampler_module
 from hybrid.adapters import load
 from hybrid.orders import ORDERS, halton_order
-from hybrid.phases import Cancelled, Fill, Sampling, Step
+from hybrid.phases import Fill, Sampling
 from hybrid.sampler import HybridSampler
 from hybrid.sampling import Guidance
 from hybrid.schedules import SCHEDULES, counts
-from hybrid.types import FROM_AR, FROM_INPUT, MASK, PHASES, Generation, Grid
-from hybrid.verify import Verify
+from hybrid.types import FROM_AR, MASK, PHASES, Generation, Grid
 
 GOLDEN = Path(__file__).parent / "golden"
 CODES = 16
 TALL = Grid(5, 3)
-
-
-def pair(ar: FakeAR | None = None, masked: FakeMasked | None = None) -> HybridSampler:
-    return HybridSampler(ar or table_ar(), masked or neighbour_masked(), FakeTokenizer())
 
 
 def given_uniforms(seed: int, places: int, steps: int) -> tuple[Tensor, Tensor]:
@@ -179,14 +171,6 @@ def test_the_prefix_is_the_start_of_the_pure_ar_run(guidance: Guidance) -> None:
         assert torch.equal(part[:, :length], whole[:, :length])
 
 
-def test_scale_one_leaves_no_trace_of_the_null() -> None:
-    # u + 1 (c - u) would round everything about c away beside so large a u.
-    ar = FakeAR(lambda before, label: torch.full((CODES,), 1e9) if label == NULL else torch.arange(CODES) / 2.0, CODES)
-    plain = pair(ar).generate([5], seeds=[0], ar_tokens=8).tokens
-    later = Sampling(Guidance(2, "interval", 0.4, 1.0))
-    assert torch.equal(pair(ar).generate([5], seeds=[0], ar_tokens=8, prefix=later).tokens[:, :6], plain[:, :6])
-
-
 @pytest.mark.parametrize("grid", [Grid(4, 4), TALL, Grid(2, 7), Grid(1, 12)])
 @pytest.mark.parametrize("length", [0, 1, 4, 5, 11, 12])
 @pytest.mark.parametrize("resume", ["remaining", "continue"])
@@ -276,84 +260,6 @@ def test_later_passes_see_the_earlier_ones() -> None:
     assert seen == [4 + sum(reveal[:index]) for index in range(4)]
 
 
-def test_guidance_changes_the_picture() -> None:
-    sampler = pair(conditional_ar(), conditional_masked())
-    for scale, token in ((1, 0), (4, 5)):
-        sampling = Sampling(Guidance(scale), temperature=0)
-        result = sampler.generate([5], seeds=[0], prefix=sampling, fill=Fill(steps=3, sampling=sampling))
-        assert result.tokens.tolist() == [[token] * 16]
-
-
-@pytest.mark.parametrize("more", [{}, {"verify": Verify(window=4), "ar_fraction": 1.0}])
-def test_the_guidance_floor_keeps_what_is_implausible_unguided(more: dict[str, Any]) -> None:
-    """The label's own code, which guidance favours, is e^-0.5 = 0.61 times as likely as code 0 without it."""
-    sampler = pair(conditional_ar(), conditional_masked())
-    for floor, token in ((0.6, 5), (0.61, 0)):
-        sampling = Sampling(Guidance(4, floor=floor), temperature=0)
-        result = sampler.generate([5], seeds=[0], prefix=sampling, fill=Fill(steps=3, sampling=sampling), **more)
-        assert result.tokens.tolist() == [[token] * 16]
-
-
-def test_forward_passes_and_guidance_batches() -> None:
-    def batches(guidance: Guidance) -> tuple[list[int], list[int]]:
-        ar, masked = conditional_ar(), conditional_masked()
-        sampling = Sampling(guidance)
-        result = pair(ar, masked).generate(
-            [1, 2, 3], seeds=[0, 1, 2], ar_tokens=5, prefix=sampling, fill=Fill(steps=4, sampling=sampling)
-        )
-        assert result.phases.passes["prefix"] == len(ar.batches) == 5
-        assert result.phases.passes["fill"] == len(masked.batches) == 4
-        return ar.batches, masked.batches
-
-    assert batches(Guidance()) == ([3] * 5, [3] * 4)  # scale 1: no null pass
-    assert batches(Guidance(4)) == ([6] * 5, [6] * 4)
-    assert batches(Guidance(0)) == ([6] * 5, [6] * 4)  # the unconditional model is the null's
-    assert batches(Guidance(4, "linear")) == ([6] * 5, [3, 6, 6, 6])  # the AR cache needs the null from the start
-    assert batches(Guidance(4, "interval", 0.25, 0.7)) == ([6] * 5, [3, 6, 6, 3])
-    assert batches(Guidance(4, "interval", 0.9, 1.0)) == ([3] * 5, [3, 3, 3, 6])  # the prefix never gets there
-
-
-def test_linear_ramp_and_interval_in_the_prefix() -> None:
-    # Guided logits favour code 0 up to a scale of 1.2, then the label; place p of 16 stands at p / 15 of the way.
-    def written(guidance: Guidance, length: int) -> list[int]:
-        sampling = Sampling(guidance, temperature=0)
-        result = pair(conditional_ar(), always_masked(9)).generate(
-            [5], seeds=[0], ar_tokens=length, prefix=sampling, fill=Fill(steps=1)
-        )
-        return result.tokens[0, :length].tolist()
-
-    assert written(Guidance(1.55, "linear"), 16) == [0] * 6 + [5] * 10
-    assert written(Guidance(1.55, "linear"), 8) == [0] * 6 + [5] * 2
-    assert written(Guidance(4, "interval", 0.25, 0.5), 16) == [0] * 4 + [5] * 4 + [0] * 8
-
-
-def test_linear_ramp_and_interval_in_the_fill() -> None:
-    def written(guidance: Guidance, steps: int = 4) -> list[set[int]]:
-        fill = Fill(steps=steps, sampling=Sampling(guidance, temperature=0))
-        result = pair(masked=conditional_masked()).generate([5], seeds=[0], ar_fraction=0, fill=fill)
-        return [set(result.tokens[result.origin == index + 1].tolist()) for index in range(steps)]
-
-    assert written(Guidance(1.45, "linear")) == [{0}, {0}, {5}, {5}]
-    assert written(Guidance(4, "interval", 0.3, 0.4)) == [{0}, {5}, {0}, {0}]
-    assert written(Guidance(4, "linear"), steps=1) == [{5}]  # the only pass is the last of the ramp
-    assert written(Guidance(1, "linear")) == [{0}] * 4
-
-
-def test_negative_prompts_replace_the_null() -> None:
-    ar, masked = conditional_ar(), conditional_masked()
-    sampling = Sampling(Guidance(4), temperature=0)
-    settings: dict[str, Any] = {"prefix": sampling, "fill": Fill(steps=2, sampling=sampling)}
-    plain = pair(ar, masked).generate([5, 6], seeds=[0, 1], **settings)
-    assert plain.tokens[:, 0].tolist() == [5, 6]
-    assert {tuple(labels) for labels in ar.labels + masked.labels} == {(5, 6, NULL, NULL)}
-    ar.labels, masked.labels = [], []
-    result = pair(ar, masked).generate([5, 6], seeds=[0, 1], negative=[5, 7], **settings)
-    assert {tuple(labels) for labels in ar.labels + masked.labels} == {(5, 6, 5, 7)}
-    assert result.tokens.tolist() == [[0] * 16, [6] * 16]  # away from itself is nowhere: label 5 is unguided
-    with pytest.raises(ValueError, match="1 negative prompts but 2 prompts; give one for each"):
-        pair(ar, masked).generate([5, 6], seeds=[0, 1], negative=[5], **settings)
-
-
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {},
     "pure AR": {"ar_fraction": 1},
@@ -420,117 +326,6 @@ def test_the_callers_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
     pair().generate([0], seeds=[0])
     assert torch.equal(before, torch.get_rng_state())
-
-
-def test_kept_tokens_stay() -> None:
-    tokens = torch.arange(16)
-    keep = tokens % 3 == 0
-    ar, masked = table_ar(), always_masked(9)
-    result = pair(ar, masked).generate([0, 1], seeds=[0, 1], tokens=tokens, keep=keep, fill=Fill(steps=4))
-    assert result.tokens.tolist() == [torch.where(keep, tokens, 9).tolist()] * 2
-    assert (result.origin[:, keep] == FROM_INPUT).all()
-    for origin_n in result.origin[:, ~keep]:
-        assert torch.bincount(origin_n)[1:].tolist() == counts("arccos", 4, 16, 6)
-    assert ar.batches == [] and result.phases.passes["fill"] == 4
-    assert tokens.tolist() == list(range(16))  # the caller's tensor is left alone
-
-
-def test_each_image_has_its_own_mask() -> None:
-    tokens = torch.arange(16).repeat(4, 1)
-    keep = torch.zeros(4, 16, dtype=torch.bool)
-    keep[1, 3:8], keep[2, :12], keep[3] = True, True, True
-    fill = Fill(steps=4, sampling=Sampling(Guidance(2)))
-    result = pair().generate([1, 2, 3, 4], seeds=[0, 1, 2, 3], tokens=tokens, keep=keep, fill=fill)
-    assert torch.equal(result.tokens[keep], tokens[keep]) and (result.origin[keep] == FROM_INPUT).all()
-    for i, known in enumerate((0, 5, 12, 16)):
-        revealed = torch.bincount(result.origin[i][~keep[i]], minlength=5)[1:].tolist()
-        assert revealed == (counts("arccos", 4, 16, known) or [0] * 4)
-        alone = pair().generate([i + 1], seeds=[i], tokens=tokens[i], keep=keep[i], fill=fill)
-        assert torch.equal(alone.tokens[0], result.tokens[i]) and torch.equal(alone.origin[0], result.origin[i])
-
-
-def test_nothing_to_paint_is_no_pass() -> None:
-    masked = always_masked(9)
-    keep = torch.ones(16, dtype=torch.bool)
-    tokens = torch.arange(16, dtype=torch.int32)
-    result = pair(masked=masked).generate([0], seeds=[0], tokens=tokens, keep=keep)
-    assert result.tokens.tolist() == [list(range(16))] and result.tokens.dtype == torch.long
-    assert (result.origin == FROM_INPUT).all()
-    assert masked.batches == [] and result.phases.passes["fill"] == 0
-    nothing_known = torch.full((16,), MASK)
-    result = pair(masked=masked).generate([0], seeds=[0], tokens=nothing_known, keep=~keep)
-    assert (result.tokens == 9).all() and (result.origin >= 1).all()
-
-
-def test_inpainting_errors() -> None:
-    tokens, keep = torch.arange(16), torch.arange(16) < 8
-
-    def refused(match: str, sampler: HybridSampler | None = None, **settings: Any) -> None:
-        with pytest.raises(ValueError, match=match):
-            (sampler or pair()).generate([0], seeds=[0], **({"tokens": tokens, "keep": keep} | settings))
-
-    refused("in-painting takes tokens and keep together", keep=None)
-    refused("in-painting takes tokens and keep together", tokens=None)
-    refused(r"tokens: expected \(16,\) or \(1, 16\), got \(15,\)", tokens=tokens[:15])
-    refused(r"keep: expected \(16,\) or \(1, 16\), got \(2, 16\)", keep=keep.repeat(2, 1))
-    refused(r"tokens: codes must be 0\.\.15", tokens=tokens + 9)
-    refused(r"tokens: codes must be 0\.\.15", tokens=tokens.index_fill(0, torch.tensor(3), -2))
-    refused("keep marks places whose token is not known", tokens=tokens.index_fill(0, torch.tensor(3), MASK))
-    refused("in-painting runs in the masked phase: use ar_fraction 0", ar_fraction=0.5)
-    refused("in-painting runs in the masked phase: use ar_fraction 0", ar_tokens=3)
-    refused("there is no masked model", HybridSampler(table_ar(), None, FakeTokenizer()))
-    refused("9 steps for 8 places: use at most 8 steps", fill=Fill(steps=9))
-    pair().generate([0], seeds=[0], tokens=torch.where(keep, tokens, 99), keep=keep)  # what is not kept does not matter
-
-
-def test_callbacks_see_every_row_and_pass() -> None:
-    steps: list[Step] = []
-    result = pair().generate([1, 2], seeds=[0, 1], grid=TALL, ar_tokens=7, fill=Fill(steps=3), callback=steps.append)
-    seen = [(step.phase, step.index, step.total) for step in steps]
-    assert seen == [
-        ("prefix", 1, 3),
-        ("prefix", 2, 3),
-        ("prefix", 3, 3),
-        ("fill", 1, 3),
-        ("fill", 2, 3),
-        ("fill", 3, 3),
-    ]
-    assert all(step.grid == TALL for step in steps)
-    for step, known in zip(steps[:3], (3, 6, 7), strict=True):  # kept, though the prefix has moved on since
-        assert torch.equal(step.tokens_bn[:, :known], result.tokens[:, :known])
-        assert (step.tokens_bn[:, known:] == MASK).all()
-    for step in steps[3:]:
-        expected = torch.where(result.origin <= step.index, result.tokens, MASK)
-        assert torch.equal(step.tokens_bn, expected)
-
-
-@pytest.mark.parametrize(("phase", "index", "ar_passes", "passes"), [("prefix", 1, 4, 0), ("fill", 2, 6, 2)])
-def test_returning_false_cancels(phase: str, index: int, ar_passes: int, passes: int) -> None:
-    ar, masked = table_ar(), neighbour_masked()
-    with pytest.raises(Cancelled, match=f"cancelled after {phase} {index} of {2 if phase == 'prefix' else 5}"):
-        pair(ar, masked).generate(
-            [0],
-            seeds=[0],
-            ar_tokens=6,
-            fill=Fill(steps=5),
-            callback=lambda step: (step.phase, step.index) != (phase, index),
-        )
-    assert (len(ar.batches), len(masked.batches)) == (ar_passes, passes)
-
-
-@pytest.mark.parametrize("answer", [None, 0, "", True])
-def test_only_false_cancels(answer: object) -> None:
-    pair().generate([0], seeds=[0], callback=lambda step: answer)
-
-
-def test_what_a_callback_raises_comes_out() -> None:
-    def fail(step: Step) -> None:
-        raise KeyError(step.phase)
-
-    with pytest.raises(KeyError, match="prefix"):
-        pair().generate([0], seeds=[0], callback=fail)
-    with pytest.raises(KeyError, match="fill"):
-        pair().generate([0], seeds=[0], ar_fraction=0, callback=fail)
 
 
 def test_no_mask_reaches_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
