@@ -26,8 +26,8 @@ from hybrid.types import Grid, Prompts
 from .any_order import AnyOrderConfig, opened, own_grid
 from .conditions import ClassCondition, class_condition
 from .llama import FeedForward, RMSNorm, rotate
-from .llamagen import WIDTHS, infer_heads
 from .loading import load_network, shape_of
+from .transformer_config import WIDTHS, infer_heads
 
 CONFIGS: dict[str, dict[str, Any]] = {size: dict(WIDTHS[size]) for size in ("L", "XL", "XXL")}
 SPECIAL = 3

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from hybrid.types import MASK, Grid, Prompts
 
 from .conditions import ClassCondition, class_condition
-from .llama import FeedForward, RMSNorm, at_places
-from .llamagen import spread_codes
+from .llama import FeedForward, RMSNorm, at_places, spread_codes
 from .loading import load_network, resolve, shape_of
 
 EPS = 1e-5

@@ -364,3 +364,11 @@ def init_weights(module: nn.Module, std: float = 0.02) -> None:
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=std)
+
+
+def spread_codes(table: Tensor, codebook_kd: Tensor, std: float = 0.02) -> None:
+    """Fill the first k rows of an embedding table with a random projection of the code vectors plus noise."""
+    codes = codebook_kd.float()
+    codes = (codes - codes.mean(0)) / codes.std()
+    projected = codes @ torch.randn(codes.shape[1], table.shape[1]) / codes.shape[1] ** 0.5
+    table[: len(codes)] = (std * (projected + 0.5 * torch.randn_like(projected))).to(table)

@@ -35,9 +35,10 @@ from .llama import (
     rope_1d,
     run,
     spread,
+    spread_codes,
 )
-from .llamagen import WIDTHS, TransformerConfig, arguments, count_layers, infer_heads, spread_codes
 from .loading import load_network, resolve, shape_of
+from .transformer_config import WIDTHS, TransformerConfig, arguments, count_layers, infer_heads
 
 
 class MaskGILConfig(TransformerConfig):

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from hybrid.checkpoint import fit, read_weights, source_name, unwrap
 
-from .llamagen import CONFIGS, TransformerConfig, infer
 from .llamagen import build as build_llamagen
 from .loading import resolve
 from .maskgil import MaskGILConfig
+from .transformer_config import CONFIGS, TransformerConfig, infer
 
 _CODES, _CLASSES = "tok_embeddings.weight", "cls_embedding.embedding_table.weight"
 

@@ -24,8 +24,8 @@ from hybrid.types import Grid, Prompts
 from .any_order import AnyOrderConfig, opened, own_grid, prefix_and_queries_mask
 from .conditions import ClassCondition, ClassEmbedding, class_condition
 from .llama import RMSNorm, blocks, rotate, run
-from .llamagen import WIDTHS, count_layers, infer_heads
 from .loading import load_network, shape_of
+from .transformer_config import WIDTHS, count_layers, infer_heads
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "L-llamagen": {**WIDTHS["L"], "vocab_size": 16384},

@@ -23,8 +23,9 @@ from hybrid.types import MASK, Grid, Prompts
 
 from .conditions import TextCondition
 from .llama import Window, at_places, init_weights, run, spread
-from .llamagen import CONFIGS, LlamaGen, LlamaGenState, TransformerConfig, arguments, infer
+from .llamagen import LlamaGen, LlamaGenState
 from .loading import load_network, resolve
+from .transformer_config import CONFIGS, TransformerConfig, arguments, infer
 
 
 class Unified(LlamaGen):

@@ -27,7 +27,7 @@ COMPLETER_500M = {"dim": 1024, "n_layer": 36, "n_head": 16}
 
 def fields(size: str, side: int) -> dict[str, Any]:
     """LlamaGen's configuration of a size on a square grid."""
-    from hybrid.adapters.llamagen import WIDTHS
+    from hybrid.adapters.transformer_config import WIDTHS
 
     return {**WIDTHS[size], "block_size": side * side}
 
@@ -37,7 +37,8 @@ def weights(size: str, side: int) -> dict[str, torch.Tensor]:
     a trained model's does; among flat logits any rounding changes the likeliest, and int8 would rightly be refused.
     """
     from hybrid.adapters.llama import init_weights
-    from hybrid.adapters.llamagen import TransformerConfig, build
+    from hybrid.adapters.llamagen import build
+    from hybrid.adapters.transformer_config import TransformerConfig
 
     torch.manual_seed(0)
     model = build(TransformerConfig(**fields(size, side)))

@@ -16,7 +16,8 @@ from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 
 from hybrid.adapters.llama import init_weights
-from hybrid.adapters.llamagen import LlamaGen, TransformerConfig, build
+from hybrid.adapters.llamagen import LlamaGen, build
+from hybrid.adapters.transformer_config import TransformerConfig
 from hybrid.phases import Sampling, ar_prefix
 from hybrid.quantize import replace_weights
 from hybrid.sampling import Guidance

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hybrid.adapters import load
-from hybrid.adapters.llamagen import CONFIGS, LlamaGen, TransformerConfig, build, create, infer
+from hybrid.adapters.llamagen import LlamaGen, build, create
+from hybrid.adapters.transformer_config import CONFIGS, TransformerConfig, infer
 from hybrid.checkpoint import WRAPPERS, save_weights
 from hybrid.types import ARModel, Grid
 

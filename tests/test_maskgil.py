@@ -12,9 +12,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hybrid.adapters import load
-from hybrid.adapters.llamagen import LlamaGen, TransformerConfig
+from hybrid.adapters.llamagen import LlamaGen
 from hybrid.adapters.llamagen import build as build_llamagen
 from hybrid.adapters.maskgil import CONFIGS, MaskGIL, MaskGILConfig, build, create
+from hybrid.adapters.transformer_config import TransformerConfig
 from hybrid.checkpoint import WRAPPERS, save_weights
 from hybrid.types import MASK, Grid, MaskedModel
 

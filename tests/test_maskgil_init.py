@@ -12,9 +12,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hybrid.adapters import load
-from hybrid.adapters.llamagen import CONFIGS, TransformerConfig
 from hybrid.adapters.maskgil import MaskGILConfig, build
 from hybrid.adapters.maskgil_init import from_llamagen, init_from_file, masked_config
+from hybrid.adapters.transformer_config import CONFIGS, TransformerConfig
 from hybrid.checkpoint import read_weights
 from hybrid.init_cli import main
 from hybrid.types import MASK, Grid

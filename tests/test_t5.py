@@ -24,8 +24,8 @@ from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 from hybrid.adapters import fsq, load
 from hybrid.adapters import t5 as t5_module
 from hybrid.adapters.captions import clean_caption, plain_text
-from hybrid.adapters.llamagen import CONFIGS
 from hybrid.adapters.t5 import T5
+from hybrid.adapters.transformer_config import CONFIGS
 from hybrid.checkpoint import save_weights
 from hybrid.config import PairConfig, parse, read_yaml
 from hybrid.pipeline import HybridPipeline
