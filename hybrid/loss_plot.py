@@ -1,6 +1,7 @@
 """The picture of a training log. Needs matplotlib (``pip install hybrid-imagegen[plots]``).
 
-Told apart without colour: the training loss is a thin grey line with a thick black mean, evaluations carry markers.
+Told apart without colour: a training figure is a thin grey line with a thick black mean, evaluations carry markers, and
+the lines of a panel differ in their dashes.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def plot_log(log: Sequence[Mapping[str, float]], units: Mapping[str, str], path:
         return
     figure = Figure(figsize=(8, 3.2 * len(panels)), layout="constrained")
     for axes, (unit, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
-        looks = cycle(zip(MARKERS, DASHES * 2, strict=False))
+        looks, means = cycle(zip(MARKERS, DASHES * 2, strict=False)), cycle(DASHES)
         for name in names:
             points = [(line["step"], line[name]) for line in log if name in line]
             steps, values = [step for step, _ in points], [value for _, value in points]
@@ -48,7 +49,8 @@ def plot_log(log: Sequence[Mapping[str, float]], units: Mapping[str, str], path:
                 axes.plot(steps, values, dash, color="black", marker=marker, markersize=4, linewidth=1, label=label)
             else:
                 axes.plot(steps, values, color="0.7", linewidth=0.7)
-                axes.plot(steps, running_mean(values), color="black", linewidth=1.8, label=f"training {name}")
+                mean = running_mean(values)
+                axes.plot(steps, mean, next(means), color="black", linewidth=1.8, label=f"training {name}")
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(unit)
         axes.grid(color="0.9")

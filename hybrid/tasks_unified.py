@@ -59,8 +59,8 @@ class UnifiedTask(CodesTask):
 
     merit = Merit("nats_quarter_prefix", higher=False)
     units: Mapping[str, str] = {
-        **ARTask.units,
         **MaskedTask.units,
+        **{name: unit for name, unit in ARTask.units.items() if name != "loss"},
         **dict.fromkeys(("nats_next", "nats_masked"), "nats per predicted place"),
     }
 

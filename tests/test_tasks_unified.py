@@ -112,6 +112,7 @@ def test_untrained_it_knows_nothing_and_a_short_run_learns(task: UnifiedTask, tm
     names = {"nats", "nats_without", "nats_wrong", "nats_half", "nats_quarter_prefix", "nats_half_prefix"}
     assert found == dict.fromkeys(names, pytest.approx(math.log(tiny.CODES)))
     assert set(task.units) >= names
+    assert {task.units[name] for name in ("nats", "nats_without", "nats_wrong")} == {"nats per token"}
     loop = tiny.config("ar", loop={"steps": 30, "eval_every": 30, "sample_every": 30}).loop
     *_, last = train(task, loop, tmp_path / "run")
     assert last.figures["nats_next"] < math.log(tiny.CODES) - 0.1
