@@ -297,12 +297,13 @@ def test_accumulated_parts_equal_the_whole_batch(folder: Path, tmp_path: Path) -
         assert [line["loss"] for line in parts] == pytest.approx([line["loss"] for line in whole], rel=1e-5)
 
 
-@pytest.mark.parametrize(("optimizer", "limit"), [("adamw", 1e-5), ("muon", 1e-4)])
+@pytest.mark.parametrize(("optimizer", "lr"), [("adamw", 1e-2), ("muon", 1e-3)])
 def test_two_processes_equal_one_with_twice_the_batch(
-    optimizer: str, limit: float, folder: Path, tmp_path: Path, one_thread: None
+    optimizer: str, lr: float, folder: Path, tmp_path: Path, one_thread: None
 ) -> None:
-    """torch's Muon orthogonalises in bf16: sums in another order differ by 2^-8 of a step here and there."""
-    loop = {"optimizer": optimizer, "save_seconds": 0, "log_every": 3}
+    """torch's Muon orthogonalises in bf16: sums in another order differ by 2^-8 of a step here and there, so its steps
+    are small here. Two processes that did not share gradients would differ by whole steps."""
+    loop = {"optimizer": optimizer, "lr": lr, "save_seconds": 0, "log_every": 3}
     runs: dict[str, Any] = {"tokenizer": {"loop": loop, "adversarial": ADVERSARIAL}, "masked": {"loop": loop}}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     asked = {kind: changes | {"loop": loop | {"device": "auto"}} for kind, changes in runs.items()}  # as users run it
@@ -313,7 +314,7 @@ def test_two_processes_equal_one_with_twice_the_batch(
     for kind, changes in runs.items():
         one = trained(kind, folder, tmp_path / "one" / kind, **changes)
         two = read_log(tmp_path / "two" / kind / "log.jsonl")
-        assert distance(tmp_path / "one" / kind, tmp_path / "two" / kind) < limit
+        assert distance(tmp_path / "one" / kind, tmp_path / "two" / kind) < 1e-5
         assert [line["step"] for line in two] == [3, 6]
         for name, close in {"loss": 1e-5, "ratio": 1e-4, "discriminator": 1e-5}.items():
             expected = [line.get(name, 0.0) for line in one]
