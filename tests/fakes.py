@@ -21,6 +21,9 @@ NULL = -1
 SQUARE = Grid(4, 4)
 """The fakes' own grid."""
 
+TALL = Grid(5, 3)
+"""A grid that is no square."""
+
 
 @dataclass(frozen=True)
 class FakeCondition:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import neighbour_masked, pair, table_ar
+from fakes import TALL, neighbour_masked, pair, table_ar
 
 from hybrid.phases import Cancelled, Fill, Step
-from hybrid.types import MASK, Grid
-
-TALL = Grid(5, 3)
+from hybrid.types import MASK
 
 
 def test_callbacks_see_every_row_and_pass() -> None:

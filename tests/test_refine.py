@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import FakeAR, FakeTokenizer, always_ar, always_masked, neighbour_masked, table_ar
+from fakes import FakeAR, FakeTokenizer, always_ar, always_masked, neighbour_masked, pair, table_ar
 from torch import Tensor
 
 from hybrid.align import Alignment
@@ -84,15 +84,11 @@ def test_a_second_round_scores_what_the_first_one_wrote() -> None:
     assert int((passes > 0).sum()) == 4
 
 
-def sampler(masked: Any = None) -> HybridSampler:
-    return HybridSampler(table_ar(), masked or neighbour_masked(), FakeTokenizer())
-
-
 def test_an_image_of_a_batch_equals_it_alone_and_the_line_accounts_for_every_pass() -> None:
     how: dict[str, Any] = {"refine": Refine(rounds=2, redraw=0.3, steps=2), "ar_fraction": 0.25}
-    together = sampler().generate([0, 1, 2], seeds=[4, 5, 6], **how)
+    together = pair().generate([0, 1, 2], seeds=[4, 5, 6], **how)
     for row in range(3):
-        alone = sampler().generate([row], seeds=[4 + row], **how)
+        alone = pair().generate([row], seeds=[4 + row], **how)
         assert torch.equal(alone.tokens[0], together.tokens[row])
         assert torch.equal(alone.origin[0], together.origin[row])
     told = {phase: count for phase, count in together.phases.passes.items() if count}
@@ -102,8 +98,8 @@ def test_an_image_of_a_batch_equals_it_alone_and_the_line_accounts_for_every_pas
 
 
 def test_the_fill_before_it_is_the_hybrid_s_own() -> None:
-    plain = sampler().generate([1], seeds=[3], ar_fraction=0.5)
-    refined = sampler().generate([1], seeds=[3], ar_fraction=0.5, refine=Refine(redraw=0.01, steps=1))
+    plain = pair().generate([1], seeds=[3], ar_fraction=0.5)
+    refined = pair().generate([1], seeds=[3], ar_fraction=0.5, refine=Refine(redraw=0.01, steps=1))
     assert int((plain.tokens != refined.tokens).sum()) <= 1
     assert int((refined.origin == 9).sum()) == 1
 
@@ -116,7 +112,7 @@ def test_callback_sees_each_pass_and_cancels() -> None:
         return seen[-1] != ("refill", 3, 4)
 
     with pytest.raises(Cancelled, match="cancelled after refill 3 of 4"):
-        sampler().generate([0], seeds=[0], refine=Refine(rounds=2), callback=callback)
+        pair().generate([0], seeds=[0], refine=Refine(rounds=2), callback=callback)
     assert [entry for entry in seen if entry[0] == "refill"] == [("refill", index, 4) for index in (1, 2, 3)]
 
 
@@ -130,7 +126,7 @@ def test_contradictions_are_named() -> None:
         with pytest.raises(ValueError, match=message):
             Refine(**arguments)
     with pytest.raises(ValueError, match="refinement needs an AR model and a masked phase: use an ar_fraction below 1"):
-        sampler().generate([0], seeds=[0], ar_fraction=1, refine=Refine())
+        pair().generate([0], seeds=[0], ar_fraction=1, refine=Refine())
     with pytest.raises(ValueError, match="refinement needs an AR model"):
         HybridSampler(None, neighbour_masked(), FakeTokenizer()).generate([0], seeds=[0], refine=Refine())
     tokens = torch.zeros(1, 16, dtype=torch.long)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import (
+    TALL,
     FakeAR,
     FakeTokenizer,
     always_ar,
@@ -36,7 +37,6 @@ from hybrid.types import FROM_AR, MASK, PHASES, Generation, Grid
 
 GOLDEN = Path(__file__).parent / "golden"
 CODES = 16
-TALL = Grid(5, 3)
 
 
 def given_uniforms(seed: int, places: int, steps: int) -> tuple[Tensor, Tensor]:

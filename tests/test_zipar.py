@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import FakeAR, FakeCondition, FakeState, conditional_ar, table_ar
+from fakes import TALL, FakeAR, FakeCondition, FakeState, conditional_ar, table_ar
 from pairs import TEXT, class_pair, pair
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from hybrid.sampling import Guidance
 from hybrid.types import MASK, Grid
 from hybrid.zipar import ZipAR, wavefront, zipar_prefix
 
-WIDE, TALL = Grid(3, 5), Grid(5, 3)
+WIDE = Grid(3, 5)
 
 
 class Witness(FakeAR):
