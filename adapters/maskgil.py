@@ -38,7 +38,7 @@ from .llama import (
     spread_codes,
 )
 from .loading import load_network, resolve, shape_of
-from .transformer_config import WIDTHS, TransformerConfig, arguments, count_layers, infer_heads
+from .transformer_config import WIDTHS, TransformerConfig, arguments, infer_blocks, infer_text
 
 
 class MaskGILConfig(TransformerConfig):
@@ -268,19 +268,11 @@ def infer(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     codes = shape_of(state, "output.weight", source)[0] - 1
     rows, dim = shape_of(state, "tok_emb.weight", source)
     paper = "layers.0.attention.q_norm.weight" in state
-    fields: dict[str, Any] = {
-        "dim": dim,
-        "vocab_size": codes,
-        "n_layer": count_layers(state),
-        "n_head": infer_heads(dim, source),
-        "ffn_hidden": shape_of(state, "layers.0.feed_forward.w1.weight", source)[0],
-    }
+    fields = infer_blocks(state, dim, codes, source)
     if paper:
         fields |= _PAPER
-    if "cls_embedding.uncond_embedding" in state:
-        tokens, width = state["cls_embedding.uncond_embedding"].shape
-        text = {"model_type": "t2i", "cls_token_num": tokens, "caption_dim": width, "rope": "2d"}
-        return fields | text | {"condition_rope": "keep"}
+    if text := infer_text(state):
+        return fields | text | {"rope": "2d", "condition_rope": "keep"}
     return fields | {"num_classes": rows - codes - 2}
 
 

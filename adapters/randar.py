@@ -25,7 +25,7 @@ from .any_order import AnyOrderConfig, opened, own_grid, prefix_and_queries_mask
 from .conditions import ClassCondition, ClassEmbedding, class_condition
 from .llama import RMSNorm, blocks, rotate, run
 from .loading import load_network, shape_of
-from .transformer_config import WIDTHS, count_layers, infer_heads
+from .transformer_config import WIDTHS, infer_blocks
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "L-llamagen": {**WIDTHS["L"], "vocab_size": 16384},
@@ -122,14 +122,8 @@ def infer(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         ValueError: a weight that tells one of them is missing, or the width is no multiple of 64.
     """
     codes, dim = shape_of(state, "tok_embeddings.weight", source)
-    return {
-        "dim": dim,
-        "vocab_size": codes,
-        "n_layer": count_layers(state),
-        "n_head": infer_heads(dim, source),
-        "ffn_hidden": shape_of(state, "layers.0.feed_forward.w1.weight", source)[0],
-        "num_classes": shape_of(state, "cls_embedding.embedding_table.weight", source)[0] - 1,
-    }
+    fields = infer_blocks(state, dim, codes, source)
+    return fields | {"num_classes": shape_of(state, "cls_embedding.embedding_table.weight", source)[0] - 1}
 
 
 def load(

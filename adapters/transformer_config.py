@@ -104,18 +104,34 @@ def infer(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         ValueError: a weight that tells one of them is missing, or the width is no multiple of 64.
     """
     codes, dim = shape_of(state, "tok_embeddings.weight", source)
-    fields: dict[str, Any] = {
+    fields = infer_blocks(state, dim, codes, source)
+    fields["qk_norm"] = "layers.0.attention.q_norm.weight" in state
+    if text := infer_text(state):
+        return fields | text
+    return fields | {"num_classes": shape_of(state, "cls_embedding.embedding_table.weight", source)[0] - 1}
+
+
+def infer_blocks(state: Mapping[str, Tensor], dim: int, codes: int, source: str) -> dict[str, Any]:
+    """What every relative's state dict tells of its blocks, beside the sizes that its embedding tells.
+
+    Raises:
+        ValueError: a weight that tells a field is missing, or the width is no multiple of 64.
+    """
+    return {
         "dim": dim,
         "vocab_size": codes,
         "n_layer": count_layers(state),
         "n_head": infer_heads(dim, source),
         "ffn_hidden": shape_of(state, "layers.0.feed_forward.w1.weight", source)[0],
-        "qk_norm": "layers.0.attention.q_norm.weight" in state,
     }
-    if "cls_embedding.uncond_embedding" in state:
-        tokens, width = state["cls_embedding.uncond_embedding"].shape
-        return fields | {"model_type": "t2i", "cls_token_num": tokens, "caption_dim": width}
-    return fields | {"num_classes": shape_of(state, "cls_embedding.embedding_table.weight", source)[0] - 1}
+
+
+def infer_text(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fields of a text model's caption embedding; none of a class model."""
+    if "cls_embedding.uncond_embedding" not in state:
+        return {}
+    tokens, width = state["cls_embedding.uncond_embedding"].shape
+    return {"model_type": "t2i", "cls_token_num": tokens, "caption_dim": width}
 
 
 def count_layers(state: Mapping[str, Tensor]) -> int:

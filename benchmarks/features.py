@@ -41,8 +41,8 @@ class Features(Protocol):
 
 def prepare(images: NDArray[np.uint8], size: int = SIZE) -> Tensor:
     """Pictures, uint8 (b, h, w, 1 or 3) on white, as network input (b, 3, size, size): bicubic, (x − 127) / 128."""
-    copied = np.array(images, order="C")  # memory maps are read-only, which torch warns of
-    pixels = torch.from_numpy(copied).permute(0, 3, 1, 2).float().expand(-1, 3, -1, -1)
+    # A copy, as in ``inception``: memory maps are read-only, which torch warns of.
+    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().expand(-1, 3, -1, -1)
     if pixels.shape[-2:] != (size, size):
         # With antialias the cubic is PIL's (a = −0.5); what it overshoots is cut off, as in 8-bit pictures.
         pixels = F.interpolate(pixels, (size, size), mode="bicubic", align_corners=False, antialias=True)
