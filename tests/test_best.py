@@ -17,6 +17,8 @@ from hybrid.optimization import Auxiliary
 from hybrid.run_folder import Best, read_best, read_log, save_best
 from hybrid.training import Merit, train
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 
 class Scripted:
     """One weight that shrinks a little each step, and evaluations as given."""
@@ -59,11 +61,6 @@ def run(task: Scripted, out: Path, steps: int, **changes: Any) -> list[dict[str,
 
 def kept(out: Path) -> float:
     return float(read_weights(out / "best.safetensors")[0]["weight"])
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hybrid.training.can_plot", lambda: False)
 
 
 NAN = float("nan")

@@ -31,14 +31,10 @@ from hybrid.tasks_build import build_task
 from hybrid.training import train
 from hybrid.types import Grid
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 CPU = torch.device("cpu")
 SQUARE, BUCKETS = (Grid(4, 4),), tuple(bucket_grids(4))
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots take longer than these trainings."""
-    monkeypatch.setattr("hybrid.training.can_plot", lambda: False)
 
 
 def shards_of(

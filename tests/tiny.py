@@ -1,4 +1,4 @@
-"""A tiny data folder and tiny models, small enough to train some steps in a test.
+"""A tiny data folder and tiny models, small enough to train some steps in a test, and the runs that do.
 
 Run as a script it trains, for the tests that need other processes: ``python tiny.py FOLDER OUT {KIND: CHANGES}``, the
 last as JSON.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from hybrid.checkpoint import read_weights, save_weights
 from hybrid.config import LoopConfig, TrainConfig
 from hybrid.data.folder import create_images, write_records
+from hybrid.run_folder import read_log
 from hybrid.tasks_build import build_task
 from hybrid.training import Task, train
 
@@ -56,6 +59,7 @@ MODELS = {
         "config": {**TRANSFORMER, "num_classes": 3, "rope": "2d", "qk_norm": True, "post_norm": True},
     },
 }
+ADVERSARIAL = {"start": 2, "width": 8, "layers": 1, "lr": 1e-3}
 LOOP = {"steps": 6, "batch_size": 4, "lr": 1e-2, "warmup": 2, "precision": "no", "device": "cpu", "log_every": 1}
 
 
@@ -69,7 +73,6 @@ def config(kind: str, **changes: Any) -> TrainConfig:
 def tokenizer_file(folder: Path) -> Path:
     """Weights of an untrained tokenizer beside the data, written once."""
     from hybrid.adapters.fsq import create
-    from hybrid.checkpoint import save_weights
 
     path = folder.parent / "tokenizer.safetensors"
     if not path.exists():
@@ -82,9 +85,36 @@ def tokenizer_file(folder: Path) -> Path:
 def task(kind: str, folder: Path, **changes: Any) -> tuple[Any, LoopConfig]:
     """A task with a fresh model, and its loop's settings."""
     settings = config(kind, **changes)
-    weights = None if kind == "tokenizer" else tokenizer_file(folder)
-    built: Task = build_task(settings, data=folder, tokenizer=weights, source="tiny.yaml")
+    codes = None if kind == "tokenizer" else tokenizer_file(folder)
+    built: Task = build_task(settings, data=folder, tokenizer=codes, source="tiny.yaml")
     return built, settings.loop
+
+
+def trained(
+    kind: str, folder: Path, out: Path, *, stop: Callable[[], bool] = lambda: False, **changes: Any
+) -> list[dict[str, float]]:
+    """Train and return the log."""
+    settings, loop = task(kind, folder, **changes)
+    for _ in train(settings, loop, out, stop=stop):
+        pass
+    return read_log(out / "log.jsonl")
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return read_weights(out / "model.safetensors")[0]
+
+
+def distance(one: Path, other: Path) -> float:
+    """Largest difference between two runs' final weights."""
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def after(steps: int) -> Callable[[], bool]:
+    """True from the given call on. The loop asks twice in a step at which it halts, once otherwise or when logging."""
+    seen = iter(range(1000))
+    return lambda: next(seen) >= steps
 
 
 if __name__ == "__main__":
