@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny data folder (``tiny.data_folder``)."""
+    return tiny.data_folder(tmp_path_factory.mktemp("tiny") / "data")
 
 
 @pytest.fixture

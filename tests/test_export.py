@@ -100,10 +100,10 @@ def command(tmp_path: Path) -> Callable[..., int]:
     return lambda *arguments: main([str(path), *given, *arguments])
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_the_command_exports(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hybrid.training.can_plot", lambda: False)
     assert command("--shard-mb", "0.006") == 0
     assert "model.safetensors as float16, shards: " in capsys.readouterr().out
     folder = tmp_path / "out" / "export"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from tiny import after, distance, trained, untimed
 from tiny_pictures import Lengths, captioned, class_folders, png, tar
 
 from hybrid.adapters import load
@@ -25,10 +25,8 @@ from hybrid.data.images import open_source
 from hybrid.data.shard_text import TextFormat
 from hybrid.data.shards import CodeShards, is_shards
 from hybrid.data.splits import is_held_out
-from hybrid.run_folder import read_log
 from hybrid.tasks import BucketOrder
 from hybrid.tasks_build import build_task
-from hybrid.training import train
 from hybrid.types import Grid
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -55,23 +53,6 @@ def bucketed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shards_of(class_folders(root / "in", 40), root / "out", BUCKETS).path
 
 
-def trained(
-    kind: str, folder: Path, out: Path, *, stop: Callable[[], bool] = lambda: False, **changes: Any
-) -> list[dict[str, float]]:
-    """Train and return the log without times."""
-    task, loop = tiny.task(kind, folder, **changes)
-    for _ in train(task, loop, out, stop=stop):
-        pass
-    log = read_log(out / "log.jsonl")
-    return [{key: value for key, value in line.items() if not key.endswith("_per_s")} for line in log]
-
-
-def distance(one: Path, other: Path) -> float:
-    """Largest difference between two runs' final weights."""
-    first, second = (read_weights(out / "model.safetensors")[0] for out in (one, other))
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
-
-
 # The same as a data folder.
 
 
@@ -92,8 +73,8 @@ def test_training_equals_the_data_folders(kind: str, tmp_path: Path) -> None:
     folder = tiny.data_folder(tmp_path / "data")
     shards = shards_of(as_tar(folder, tmp_path / "data.tar"), tmp_path / "codes")
     changes: dict[str, Any] = {"views": 1, "loop": {"eval_every": 3, "sample_every": 6}}
-    expected = trained(kind, folder, tmp_path / "a", **changes)
-    assert trained(kind, shards.path, tmp_path / "b", **changes) == expected
+    expected = untimed(trained(kind, folder, tmp_path / "a", **changes))
+    assert untimed(trained(kind, shards.path, tmp_path / "b", **changes)) == expected
     assert "eval_nats" in expected[-1] or "eval_nats_half" in expected[-1]
     assert distance(tmp_path / "a", tmp_path / "b") == 0
     pages = [(tmp_path / run / "samples" / "0000006.png").read_bytes() for run in ("a", "b")]
@@ -141,10 +122,10 @@ def test_processes_share_a_step(bucketed: Path) -> None:
 
 
 def test_resumed_and_accumulated_equal_the_whole(bucketed: Path, tmp_path: Path) -> None:
-    whole = trained("masked", bucketed, tmp_path / "whole", loop={"eval_every": 2})
-    seen = iter(range(100))
-    trained("masked", bucketed, tmp_path / "parts", stop=lambda: next(seen) >= 4, loop={"eval_every": 2})
-    assert trained("masked", bucketed, tmp_path / "parts", loop={"eval_every": 2}) == whole and len(whole) == 6
+    whole = untimed(trained("masked", bucketed, tmp_path / "whole", loop={"eval_every": 2}))
+    trained("masked", bucketed, tmp_path / "parts", stop=after(4), loop={"eval_every": 2})
+    parts = trained("masked", bucketed, tmp_path / "parts", loop={"eval_every": 2})
+    assert untimed(parts) == whole and len(whole) == 6
     assert distance(tmp_path / "whole", tmp_path / "parts") == 0
     trained("masked", bucketed, tmp_path / "halves", loop={"batch_size": 2, "accumulate": 2})
     assert distance(tmp_path / "whole", tmp_path / "halves") < 1e-5

@@ -25,11 +25,6 @@ from hybrid.types import MASK, Grid
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.data_folder(tmp_path_factory.mktemp("tasks") / "data")
-
-
 def draws(share: float, number: int, places: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     """Masks of samples 0..number-1, and which of them are hand-offs."""
     found = [draw_mask(places, sample_generator(3, sample), share) for sample in range(number)]

@@ -25,11 +25,6 @@ CPU = torch.device("cpu")
 MODEL = {"kind": "unified", "config": {**tiny.TRANSFORMER, "num_classes": 3}}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.data_folder(tmp_path_factory.mktemp("unified") / "data")
-
-
 @pytest.fixture(params=[0.0, 0.5], ids=["clean", "noisy"])
 def task(folder: Path, request: pytest.FixtureRequest) -> UnifiedTask:
     settings = {"condition_dropout": 0.5, "token_noise": request.param}

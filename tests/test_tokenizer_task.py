@@ -45,14 +45,8 @@ class Squared(nn.Module):
         return (output - target).square().mean()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.data_folder(tmp_path_factory.mktemp("tokenizer") / "data")
-
-
 @pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hybrid.training.can_plot", lambda: False)
+def quick(no_plots: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DISTANCES, "efficientnet-lite0", Squared)
 
 

@@ -26,11 +26,6 @@ from hybrid.training import Progress
 pytestmark = pytest.mark.usefixtures("no_plots")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.data_folder(tmp_path_factory.mktemp("training") / "data")
-
-
 @pytest.fixture
 def command(folder: Path, tmp_path: Path) -> Callable[..., int]:
     """``hybrid-train`` with a configuration of its own, changed where asked."""

@@ -32,11 +32,6 @@ CPU = torch.device("cpu")
 KINDS = ("tokenizer", "ar", "masked")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.data_folder(tmp_path_factory.mktemp("training") / "data")
-
-
 @pytest.fixture
 def other_precision() -> Iterator[None]:
     """Accelerate fixes the precision of a process at its first use."""

@@ -100,6 +100,11 @@ def trained(
     return read_log(out / "log.jsonl")
 
 
+def untimed(log: list[dict[str, float]]) -> list[dict[str, float]]:
+    """A log without what depends on the machine's speed."""
+    return [{key: value for key, value in line.items() if not key.endswith("_per_s")} for line in log]
+
+
 def weights(out: Path) -> dict[str, torch.Tensor]:
     return read_weights(out / "model.safetensors")[0]
 
