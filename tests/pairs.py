@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -67,3 +69,17 @@ def one_network() -> HybridPipeline:
     return HybridPipeline(
         tokenizer, ar=model.eval(), masked=model, classes=CLASSES, defaults=DefaultsConfig(steps=4), name="tiny"
     )
+
+
+def tokens(pipe: HybridPipeline, *prompt: Any, **arguments: Any) -> list[list[int]]:
+    """What a pipeline draws for some prompts, with seed 0 unless told otherwise."""
+    arguments = {"seed": 0, "output_type": "tokens"} | arguments
+    return pipe(list(prompt or ["bag"]), **arguments).tokens.tolist()
+
+
+def refused(call: Callable[[], Any]) -> str:
+    """The one line of the ValueError that a call ends in."""
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

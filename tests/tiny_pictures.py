@@ -73,3 +73,8 @@ class Lengths(nn.Module):
             embedding[row, 5 - len(lengths) :] = lengths[:, None]
             mask[row, 5 - len(lengths) :] = 1
         return embedding, mask
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
