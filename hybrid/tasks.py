@@ -5,6 +5,7 @@ Every draw of a sample (view, caption, dropout, mask) comes from that sample's o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -150,6 +151,23 @@ class CodesTask:
     ) -> Any:
         return self.model.condition(_to(bucket.prompts(pictures, choices), device), bucket.grid)
 
+    def on_training_pictures(self, number: int) -> CodesTask:
+        """This task, but ``evaluate`` looks at training pictures, about ``number`` of all parts of their order: what a
+        model says better of them than of held-out ones it knows by heart."""
+        total = sum(len(bucket.train) for bucket in self.buckets)
+        known = []
+        for bucket in self.buckets:
+            own = copy.copy(bucket)
+            own.held = spread(bucket.train, max(2, round(number * len(bucket.train) / total)))
+            known.append(own)
+        return self._judging(known)
+
+    def _judging(self, buckets: Sequence[CodedPictures]) -> CodesTask:
+        """This task with the ``held`` pictures of other buckets to evaluate on."""
+        other = copy.copy(self)
+        other.judged = list(buckets)
+        return other
+
     def held_batches(self, bucket: CodedPictures, device: torch.device) -> Iterator[tuple[Tensor, Any, Any]]:
         """Tokens of a bucket's evaluation pictures (plain views), their own condition and another picture's."""
         others = np.roll(bucket.held, len(bucket.held) // 2 + 1)
@@ -161,6 +179,10 @@ class CodesTask:
 
     def sampler(self, model: Any) -> HybridSampler:
         """The model with the task's tokenizer, for ``sample``."""
+        raise NotImplementedError
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        """Figures of the pictures that are held out."""
         raise NotImplementedError
 
     def sample(self, model: Any, path: Path) -> None:

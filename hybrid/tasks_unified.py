@@ -6,6 +6,7 @@ model's fill. One forward pass serves both losses.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,7 +70,17 @@ class UnifiedTask(CodesTask):
     ) -> None:
         super().__init__(model, buckets, **common)
         self.prefix_share = prefix_share
-        self.judges = ARTask(model, buckets, **common), MaskedTask(model, buckets, **common)
+        self.judges: tuple[CodesTask, CodesTask] = (
+            ARTask(model, buckets, **common),
+            MaskedTask(model, buckets, **common),
+        )
+
+    def _judging(self, buckets: Sequence[CodedPictures]) -> CodesTask:
+        other = copy.copy(self)
+        other.judged = list(buckets)
+        ar, masked = (judge._judging(buckets) for judge in self.judges)
+        other.judges = ar, masked
+        return other
 
     def sampler(self, model: Any) -> HybridSampler:
         return HybridSampler(model, model, self.tokenizer)

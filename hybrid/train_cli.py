@@ -45,6 +45,10 @@ def options() -> argparse.ArgumentParser:
     shards = "at the end, also write the weights to OUT/export: float16, an index and shards below MB megabytes"
     add("--shard-mb", type=float, metavar="MB", help=shards)
     add("--export-only", action="store_true", help="with --shard-mb: write the weights that OUT has, without training")
+    weights = (
+        "instead of training, evaluate OUT's weights, or --init's, on held-out pictures and on N training ones (256)"
+    )
+    add("--evaluate", type=int, nargs="?", const=256, metavar="N", help=weights)
     add = parser.add_argument_group("planning", "what the run costs, instead of training").add_argument
     add("--plan", action="store_true", help="parameters, FLOPs, memory, epochs and hours on H100s")
     steps = "--plan, and time steps of made-up data on this machine (default: one GPU's share of the batch)"
@@ -112,6 +116,15 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.shard_mb is None:
             raise ValueError("--export-only: say how large a shard may be, such as --shard-mb 15")
         export(out, arguments.shard_mb, console)
+        return 0
+    if arguments.evaluate is not None:
+        from hybrid.evaluate_cli import show_evaluation
+        from hybrid.export import run_weights
+
+        weights = arguments.init or run_weights(out)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(weights)})})
+        task = build_task(config, data=arguments.data, tokenizer=arguments.tokenizer, source=str(path))
+        show_evaluation(task, loop, console, title=f"{path.stem}: {weights}", pictures=arguments.evaluate)
         return 0
     if (done := finished(out, loop.steps)) is not None:
         console.print(f"{out}: trained to step {done} already; --steps above {done} goes on, another --out starts anew")

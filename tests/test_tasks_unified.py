@@ -130,3 +130,45 @@ def test_the_plan_counts_what_is_computed() -> None:
 def test_a_masked_model_is_not_trained_as_both() -> None:
     with pytest.raises(ValueError, match=r"model\.kind: task 'unified' cannot train 'maskgil'; it trains 'unified'"):
         build_model("unified", "maskgil", {})
+
+
+def test_evaluation_on_training_pictures_sees_these_and_changes_nothing(folder: Path) -> None:
+    """The model is sure of one picture's tokens, whatever it reads: which pictures were looked at shows in the nats."""
+    task, _ = tiny.task("ar", folder, task="unified", model=MODEL)
+    assert isinstance(task, UnifiedTask)
+    (bucket,) = task.buckets
+    held = bucket.held.copy()
+    known = task.on_training_pictures(4)
+    for judge in (known, *known.judges):  # type: ignore[attr-defined]
+        (seen,) = judge.judged
+        assert len(seen.held) == 4 and set(seen.held) <= set(bucket.train) and not set(seen.held) & set(held)
+    assert (bucket.held == held).all() and task.judged[0] is bucket
+    places, codes = bucket.grid.places, task.model.codebook_size
+    tokens = bucket.tokens(known.judged[0].held[:1].tolist(), [0])
+
+    class Sure(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.nothing = nn.Parameter(torch.zeros(()))
+
+        def score(self, tokens_bn: torch.Tensor, condition: Any) -> torch.Tensor:
+            assert tokens_bn.shape[1] == places
+            return 50.0 * nn.functional.one_hot(tokens, codes).float().expand(len(tokens_bn), -1, -1)
+
+        logits = score
+
+    def sure(pictures: list[int], counted: torch.Tensor) -> float:
+        """Nats of such a model: ln K' where right, 50 more where wrong."""
+        right = (bucket.tokens(pictures, [0] * len(pictures)) == tokens)[counted]
+        normaliser = math.log(math.exp(50) + codes - 1)
+        return float(torch.where(right, normaliser - 50, normaliser).mean())
+
+    everywhere = torch.ones(4, places, dtype=torch.bool)
+    found, before = known.evaluate(Sure()), task.evaluate(Sure())
+    pictures = known.judged[0].held.tolist()
+    assert found["nats"] == pytest.approx(sure(pictures, everywhere), rel=1e-5)
+    rest = everywhere & (torch.arange(places) >= places // 2)
+    assert found["nats_half_prefix"] == pytest.approx(sure(pictures, rest), rel=1e-5)
+    everyone = torch.ones(len(held), places, dtype=torch.bool)
+    assert before["nats"] == pytest.approx(sure(held.tolist(), everyone), rel=1e-5)
+    assert before["nats"] != found["nats"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -61,6 +62,28 @@ def test_training_starts_from_given_weights(command: Callable[..., int], tmp_pat
     for key, value in before.items():
         torch.testing.assert_close(after[key], value, atol=1e-6, rtol=0)
     assert any(not torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_evaluation_of_a_runs_weights_and_of_others(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--evaluate") == 2
+    assert "out: no model.safetensors, best.safetensors or step-N checkpoint" in capsys.readouterr().err
+    assert command("--steps", "2") == 0
+    logged = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[-1])
+    before = {path: path.stat().st_mtime for path in (tmp_path / "out").rglob("*")}
+    capsys.readouterr()
+    assert command("--evaluate", "4") == 0
+    own = capsys.readouterr().out
+    assert {path: path.stat().st_mtime for path in (tmp_path / "out").rglob("*")} == before
+    row = next(line for line in own.splitlines() if " nats " in line)
+    assert f"{logged['eval_nats']:.4g}" in row and "nats per token" in row
+    weights = tmp_path / "elsewhere.safetensors"
+    (tmp_path / "out" / "model.safetensors").rename(weights)
+    assert command("--evaluate", "4", "--init", str(weights)) == 0
+    assert next(line for line in capsys.readouterr().out.splitlines() if " nats " in line) == row
+    assert command("--evaluate", "1", "--init", str(weights)) == 2
+    assert "--evaluate 1: must be at least 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
