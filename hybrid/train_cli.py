@@ -89,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from hybrid.config import LoopConfig, TrainConfig, parse, read_yaml
+    from hybrid.export import run_weights
     from hybrid.run_folder import finished
     from hybrid.tasks_build import build_task, find_config
     from hybrid.training import train
@@ -99,9 +100,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.steps is not None:
         loop = parse(LoopConfig, {**loop.model_dump(), "steps": arguments.steps}, "--steps")
     config = config.model_copy(update={"loop": loop})
-    if arguments.init is not None:
-        config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(arguments.init)})})
     out = arguments.out or Path("runs") / path.stem
+    init = arguments.init
+    if arguments.evaluate is not None and init is None:
+        init = run_weights(out)
+    if init is not None:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(init)})})
     console = Console(quiet=os.environ.get("RANK", "0") != "0", highlight=False, soft_wrap=True)
 
     if arguments.threads:
@@ -119,12 +123,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.evaluate is not None:
         from hybrid.evaluate_cli import show_evaluation
-        from hybrid.export import run_weights
 
-        weights = arguments.init or run_weights(out)
-        config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(weights)})})
         task = build_task(config, data=arguments.data, tokenizer=arguments.tokenizer, source=str(path))
-        show_evaluation(task, loop, console, title=f"{path.stem}: {weights}", pictures=arguments.evaluate)
+        show_evaluation(task, loop, console, title=f"{path.stem}: {init}", pictures=arguments.evaluate)
         return 0
     if (done := finished(out, loop.steps)) is not None:
         console.print(f"{out}: trained to step {done} already; --steps above {done} goes on, another --out starts anew")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import TRANSFORMER, class_pair
+from pairs import TRANSFORMER
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,11 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from hybrid.benchmarks import machine
 from hybrid.benchmarks.cost import Cost, metered
 from hybrid.pipeline import HybridPipeline
-
-
-@pytest.fixture(scope="module")
-def pipe() -> HybridPipeline:
-    return class_pair()
 
 
 def cost(pipe: HybridPipeline, **request: Any) -> dict[str, Cost]:

@@ -14,11 +14,6 @@ from hybrid.compare import CELL, Lane, _wrapped, compare_picture, load_note, rac
 from hybrid.types import PHASES, Generation, Grid, Phases
 
 
-@pytest.fixture(scope="module")
-def pipe() -> HybridPipeline:
-    return class_pair()
-
-
 def test_methods_take_turns_after_one_warm_up_each(pipe: HybridPipeline) -> None:
     told: list[tuple[str, int, int]] = []
     arguments = {"seed": 3, "steps": 2, "ar_tokens": 8}

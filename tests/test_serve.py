@@ -23,11 +23,6 @@ GENERATE, EDIT, HEAR = "/v1/images/generations", "/v1/images/edits", "/v1/audio/
 
 
 @pytest.fixture(scope="module")
-def pipe() -> HybridPipeline:
-    return class_pair()
-
-
-@pytest.fixture(scope="module")
 def client(pipe: HybridPipeline) -> Iterator[TestClient]:
     with serving(pipe) as client:
         yield client

@@ -48,11 +48,6 @@ def pixels(png: bytes) -> bytes:
     return Image.open(io.BytesIO(png)).tobytes()
 
 
-@pytest.fixture(scope="module")
-def pipe() -> HybridPipeline:
-    return class_pair()
-
-
 def test_a_picture_is_the_pipelines_own_and_tells_how_it_was_drawn(pipe: HybridPipeline) -> None:
     alone = pipe("bag", seed=7, steps=3)
     with running(pipe) as engine:

@@ -13,25 +13,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from pairs import class_pair
 from serving import PATIENCE, Held, Paced, events, listening, until
 
 from hybrid import HybridPipeline
 from hybrid.serve import cli
 
 GENERATE = "/v1/images/generations"
-
-
-@pytest.fixture(scope="module")
-def pipe() -> HybridPipeline:
-    return class_pair()
-
-
-@pytest.fixture(scope="module")
-def folder(pipe: HybridPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pairs") / "tiny"
-    pipe.save_pretrained(path)
-    return path
 
 
 def state(address: str) -> tuple[int, int]:
@@ -86,8 +73,8 @@ def _request(body: dict[str, object]) -> bytes:
 
 
 @pytest.fixture
-def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    line = [sys.executable, "-m", "hybrid.serve.cli", "--pair", str(folder), "--port", "0", "--grace", "10"]
+def served(pair_folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    line = [sys.executable, "-m", "hybrid.serve.cli", "--pair", str(pair_folder), "--port", "0", "--grace", "10"]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     told = process.stdout.readline()
@@ -145,14 +132,14 @@ def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str], monkeyp
     assert capsys.readouterr().err == expected
 
 
-def test_the_token_comes_from_the_option_or_the_environment(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_the_token_comes_from_the_option_or_the_environment(monkeypatch: pytest.MonkeyPatch, pair_folder: Path) -> None:
     seen = []
     monkeypatch.setattr(cli, "_serve", lambda options, listener: seen.append(options.token) or 0)
     monkeypatch.setenv("HYBRID_TOKEN", "from outside")
     for line in (["--token", "given"], []):
-        assert cli.main(["--pair", str(folder), "--port", "0", *line]) == 0
+        assert cli.main(["--pair", str(pair_folder), "--port", "0", *line]) == 0
     monkeypatch.setenv("HYBRID_TOKEN", "")
-    assert cli.main(["--pair", str(folder), "--port", "0"]) == 0
+    assert cli.main(["--pair", str(pair_folder), "--port", "0"]) == 0
     assert seen == ["given", "from outside", None]
 
 
