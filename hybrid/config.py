@@ -155,6 +155,7 @@ class TrainConfig(Strict):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     loss_on: Literal["masked", "all"] = "masked"
     prefix_share: float = Field(default=0.5, ge=0, le=1)
+    masked_weight: float = Field(default=1.0, gt=0)
     feature_weight: float = Field(default=0.0, ge=0)
     feature_loss: Literal["efficientnet-lite0", "lpips"] = "efficientnet-lite0"
     adversarial: AdversarialConfig | None = None
@@ -168,6 +169,13 @@ class TrainConfig(Strict):
     def _for_tokenizers(cls, value: Any, info: ValidationInfo) -> Any:
         if value and info.data.get("task", "tokenizer") != "tokenizer":
             raise ValueError("only for task: tokenizer")
+        return value
+
+    @field_validator("masked_weight")
+    @classmethod
+    def _for_both_roles(cls, value: float, info: ValidationInfo) -> float:
+        if value != 1 and info.data.get("task", "unified") != "unified":
+            raise ValueError("only for task: unified")
         return value
 
 

@@ -123,7 +123,8 @@ def _build(config: TrainConfig, data: Path, tokenizer: Path | None, source: str)
     if config.task == "ar":
         return ARTask(model, coded.buckets, **common)
     if config.task == "unified":
-        return UnifiedTask(model, coded.buckets, prefix_share=config.prefix_share, **common)
+        shares = {"prefix_share": config.prefix_share, "masked_weight": config.masked_weight}
+        return UnifiedTask(model, coded.buckets, **shares, **common)
     return MaskedTask(
         model,
         coded.buckets,

@@ -39,24 +39,31 @@ def draw_cut(places: int, generator: torch.Generator, prefix_share: float) -> tu
 
 
 def cut_loss(
-    model: Any, tokens_bn: Tensor, condition: Any, prefix_b: Tensor, masked_bn: Tensor, read_bn: Tensor
+    model: Any,
+    tokens_bn: Tensor,
+    condition: Any,
+    prefix_b: Tensor,
+    masked_bn: Tensor,
+    read_bn: Tensor,
+    masked_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy at the places 0..r of each image with a prefix of r tokens, from the token before, and at the
     masked places after it, from their surroundings. The model reads ``read_bn``, which may differ from the tokens.
 
-    Returns both, summed and divided by all places b·n (so that batches may be split and accumulated exactly), and the
-    mean of each in nats per place that it predicts.
+    Returns the first plus ``masked_weight`` times the second, summed over places and divided by all places b·n (so
+    that batches may be split and accumulated exactly), and the mean of each in nats per place that it predicts.
     """
     following, own = model(read_bn.masked_fill(masked_bn, MASK), condition, prefix_b)
     predicted_bn = torch.arange(tokens_bn.shape[1], device=tokens_bn.device) <= prefix_b[:, None]
     loss, nats = losses.masked_loss(following, tokens_bn, predicted_bn)
     masked_loss, masked_nats = losses.masked_loss(own, tokens_bn, masked_bn)
-    return loss + masked_loss, nats, masked_nats
+    return loss + masked_weight * masked_loss, nats, masked_nats
 
 
 class UnifiedTask(CodesTask):
-    """Next-token prediction in the prefix and prediction of masked tokens after it; every predicted place weighs the
-    same. A prefix of r tokens predicts the places 0..r."""
+    """Next-token prediction in the prefix, where r tokens predict the places 0..r, and prediction of masked tokens after
+    it, each of which weighs ``masked_weight`` times as much as a next token. With half of the samples rehearsing a
+    hand-off, masked places are two fifths of all that are predicted."""
 
     merit = Merit("nats_quarter_prefix", higher=False)
     units: Mapping[str, str] = {
@@ -66,10 +73,16 @@ class UnifiedTask(CodesTask):
     }
 
     def __init__(
-        self, model: Any, buckets: Sequence[CodedPictures], *, prefix_share: float = 0.5, **common: Any
+        self,
+        model: Any,
+        buckets: Sequence[CodedPictures],
+        *,
+        prefix_share: float = 0.5,
+        masked_weight: float = 1.0,
+        **common: Any,
     ) -> None:
         super().__init__(model, buckets, **common)
-        self.prefix_share = prefix_share
+        self.prefix_share, self.masked_weight = prefix_share, masked_weight
         self.judges: tuple[CodesTask, CodesTask] = (
             ARTask(model, buckets, **common),
             MaskedTask(model, buckets, **common),
@@ -96,7 +109,7 @@ class UnifiedTask(CodesTask):
     def loss(self, model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``cut_loss``; logs the mean of each kind in nats per place that it predicts."""
         given = (batch[name] for name in ("tokens", "condition", "prefix", "masked", "read"))
-        loss, following, own = cut_loss(model, *given)
+        loss, following, own = cut_loss(model, *given, self.masked_weight)
         return loss, {"nats_next": following, "nats_masked": own}
 
     def evaluate(self, model: Any) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -57,7 +58,7 @@ def test_the_command_draws_in_turns_and_the_pictures_are_the_same(
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert len(names) == 3
     for name in names:
-        one, other = (Image.open(tmp_path / folder / name) for folder in ("whole", "turns"))
-        assert one.tobytes() == other.tobytes()
+        one, other = (np.asarray(Image.open(tmp_path / folder / name), int) for folder in ("whole", "turns"))
+        assert abs(one - other).max() <= 2  # some CPUs round another batch's convolutions otherwise
     assert main([*asked, "-o", str(tmp_path / "none"), "--max-memory", "0.01"]) == 2
     assert capsys.readouterr().err.startswith("hybrid-generate: max_memory 0.01 GB: one picture needs ")

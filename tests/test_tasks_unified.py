@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from hybrid.config import TrainConfig, parse
 from hybrid.losses import mask_ratio
 from hybrid.plan import sample_cost
 from hybrid.plan_measure import made_up_loss
@@ -25,9 +26,10 @@ CPU = torch.device("cpu")
 MODEL = {"kind": "unified", "config": {**tiny.TRANSFORMER, "num_classes": 3}}
 
 
-@pytest.fixture(params=[0.0, 0.5], ids=["clean", "noisy"])
+@pytest.fixture(params=[(0.0, 1.0), (0.5, 2.5)], ids=["clean", "noisy-weighted"])
 def task(folder: Path, request: pytest.FixtureRequest) -> UnifiedTask:
-    settings = {"condition_dropout": 0.5, "token_noise": request.param}
+    noise, weight = request.param
+    settings = {"condition_dropout": 0.5, "token_noise": noise, "masked_weight": weight}
     built, _ = tiny.task("ar", folder, task="unified", model=MODEL, **settings)
     assert isinstance(built, UnifiedTask)
     return built
@@ -95,7 +97,7 @@ def test_the_loss_is_the_one_written_by_hand(task: UnifiedTask) -> None:
             log_p = model.after_prefix(state, length).logits(grid, condition)[0].log_softmax(-1)
             places = batch["masked"][row].nonzero()[:, 0].tolist()
             own += [-float(log_p[place - length, tokens[0, place]]) for place in places]
-    total = sum(following) + sum(own)
+    total = sum(following) + task.masked_weight * sum(own)
     assert float(loss) == pytest.approx(total / (12 * tiny.PLACES), abs=1e-5)
     assert float(figures["nats_next"]) == pytest.approx(sum(following) / len(following), abs=1e-5)
     assert float(figures["nats_masked"]) == pytest.approx(sum(own) / len(own), abs=1e-5)
@@ -125,6 +127,11 @@ def test_the_plan_counts_what_is_computed() -> None:
         loss().backward()
     _, matrices, attention = sample_cost(model, "unified", Grid(4, 4))
     assert counter.get_total_flops() == 5 * (matrices + attention)
+
+
+def test_a_weight_of_masked_places_is_refused_where_there_is_one_kind() -> None:
+    with pytest.raises(ValueError, match=r"x\.yaml: masked_weight: Value error, only for task: unified"):
+        parse(TrainConfig, {**tiny.config("ar").model_dump(), "masked_weight": 2.0}, "x.yaml")
 
 
 def test_a_masked_model_is_not_trained_as_both() -> None:
