@@ -61,9 +61,9 @@ def cut_loss(
 
 
 class UnifiedTask(CodesTask):
-    """Next-token prediction in the prefix, where r tokens predict the places 0..r, and prediction of masked tokens after
-    it, each of which weighs ``masked_weight`` times as much as a next token. With half of the samples rehearsing a
-    hand-off, masked places are two fifths of all that are predicted."""
+    """Next-token prediction in the prefix, where r tokens predict the places 0..r, and prediction of masked tokens
+    after it, each of which weighs ``masked_weight`` times as much as a next token. With half of the samples rehearsing
+    a hand-off, masked places are two fifths of all that are predicted."""
 
     merit = Merit("nats_quarter_prefix", higher=False)
     units: Mapping[str, str] = {
