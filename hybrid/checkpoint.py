@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -37,6 +38,13 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 WRAPPER_PREFIX = re.compile(rf"(?:(?:{'|'.join(WRAPPERS)}|_orig_mod)\.)*")
 LFS_POINTER = b"version https://git-lfs"
+NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+PLAIN_DATA = [
+    argparse.Namespace,  # a training script's arguments
+    *((NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # a learning rate by numpy
+    *(np.dtype, type(np.dtype(np.float32)), type(np.dtype(np.float64))),
+]
+"""What training scripts leave beside weights that needs a name to be read. Making one runs no code of the file."""
 
 
 class Mismatch(ValueError):
@@ -319,8 +327,7 @@ def _read_torch(path: Path, start: bytes, name: str) -> tuple[dict[str, Tensor],
     if start.startswith(b"PK") and not zipped:
         raise ValueError(f"{name}: truncated (its archive has no end)")
     try:
-        # Training scripts keep their arguments as a Namespace, which is plain data: setting its fields runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals(PLAIN_DATA), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a refusal means is said below
             payload = torch.load(path, weights_only=True, map_location="cpu", mmap=zipped)
     except pickle.UnpicklingError as error:

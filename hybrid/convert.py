@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from hybrid.checkpoint import find_wrapper, read_weights, save_weights, source_name
 
+TEXT = ("t5", "minilm")
+"""Kinds that read prompts: their tokenizer's files belong to them, and a component folder has none."""
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -32,7 +35,8 @@ class Inspection:
         parameters: number of them that the model uses.
         dtypes: types in the file, with their numbers of tensors.
         codes: codebook size; None of a text encoder.
-        grid: the token grid that the configuration fixes, or None.
+        grid: the token grid that the configuration fixes, or None where there is none or the file does not tell it.
+        grids: the grids that it may have, where the file does not tell which; else empty.
     """
 
     source: str
@@ -45,6 +49,7 @@ class Inspection:
     dtypes: dict[str, int]
     codes: int | None
     grid: str | None
+    grids: tuple[str, ...]
 
 
 def inspect(path: Path, *, kind: str | None = None, config: str | None = None) -> Inspection:
@@ -73,17 +78,22 @@ def inspect(path: Path, *, kind: str | None = None, config: str | None = None) -
     if codes is None and hasattr(module, "codebook_kd"):
         codes = len(module.codebook_kd)
     grid = getattr(module, "grid", None)
+    sizes, untold = find_sizes(found, state), ()
+    if grid is not None and config is None and "config" not in metadata:
+        grids = {str(load(found, state, name, device="meta").grid) for name in sizes}
+        untold = tuple(sorted(grids)) if len(grids) > 1 else ()
     return Inspection(
         source=source,
         kind=found,
-        sizes=find_sizes(found, state),
+        sizes=sizes,
         config=full,
         wrapper=wrapper,
         beside=tuple(sorted(set(metadata) - {"format", "kind", "config"})),
         parameters=count_parameters(module),
         dtypes=dict(Counter(str(value.dtype).removeprefix("torch.") for value in state.values())),
         codes=codes,
-        grid=None if grid is None else str(grid),
+        grid=None if grid is None or untold else str(grid),
+        grids=untold,
     )
 
 
@@ -100,13 +110,19 @@ def convert(
         dtype: of the stored floating-point weights; None is float32.
 
     Raises:
-        ValueError: see ``inspect``; or the folder is the file's own.
+        ValueError: see ``inspect``; or the folder is the file's own; or the file does not tell its grid, which a folder
+            says; or it is a text encoder's, whose own folder is what loads.
     """
     from hybrid.adapters import load
 
     told = inspect(path, kind=kind, config=config)
     if folder.resolve() in (path.resolve(), path.resolve().parent):
         raise ValueError(f"{folder}: holds the file to be read; name another folder")
+    if told.grids:
+        names = " or ".join(told.sizes)
+        raise ValueError(f"{told.source}: does not tell its grid ({' or '.join(told.grids)}); say --config {names}")
+    if told.kind in TEXT:
+        raise ValueError(f"{told.source}: a text encoder loads from its Hugging Face folder; keep that as it is")
     module = load(told.kind, path, config)
     save_component(folder, told.kind, module, dtype=dtype)
     (folder / "README.md").write_text(card(folder.resolve().name, told), encoding="utf-8")

@@ -11,9 +11,9 @@ from pathlib import Path
 from hybrid.cli_options import Parser
 
 EXAMPLES = """examples:
-  hybrid-convert --inspect c2i_L_384.pt            family, size, codebook and wrapper; runs no code of the file
-  hybrid-convert c2i_L_384.pt -o llamagen-l        one component as a folder of safetensors
-  hybrid-convert pair.yaml -o pair/ --dtype fp16   a whole pairing, as HybridPipeline.save_pretrained writes it
+  hybrid-convert --inspect c2i_L_384.pt                         family, size, codebook, wrapper; runs no code of it
+  hybrid-convert c2i_L_384.pt --config c2i-L-384 -o llamagen-l  one component as a folder of safetensors
+  hybrid-convert pair.yaml -o pair/ --dtype fp16                a whole pairing, as HybridPipeline.save_pretrained does
 
 Exit codes: 0 done, 2 a mistake or a file that does not fit (the list of keys follows the line).
 """
@@ -80,7 +80,7 @@ def _run(options: Namespace) -> int:
         "size": " or ".join(told.sizes) or "no published one",
         "parameters": f"{told.parameters / 1e6:.1f}M",
         "codes": told.codes,
-        "grid": told.grid,
+        "grid": f"not told by the file: {' or '.join(told.grids)}" if told.grids else told.grid,
         "types": ", ".join(f"{count} x {name}" for name, count in told.dtypes.items()),
         "wrapper": told.wrapper,
         "beside": ", ".join(told.beside),

@@ -28,11 +28,8 @@ PUBLISHED: dict[str, str] = {
     "t2i_XL_stage2_512.pt": _LLAMAGEN_TEXT,
     "vq_ds16_t2i.pt": _LLAMAGEN_TEXT,
     "flan-t5-xl": "google/flan-t5-xl",
-    **{
-        f"ImageNet_{pixels}_{size}.pth": _HALTON
-        for pixels in (256, 384)
-        for size in ("tiny", "small", "base", "large", "xlarge")
-    },
+    **{f"ImageNet_256_{size}.pth": _HALTON for size in ("tiny", "small", "base")},
+    **{f"ImageNet_384_{size}.pth": _HALTON for size in ("small", "base", "large")},
     **{
         f"randar_{model}_360k_bs_1024_lr_0.0004.safetensors": _RANDAR
         for model in ("0.3b_llamagen", "0.7b_llamagen", "0.3b_maskgit")
@@ -40,8 +37,17 @@ PUBLISHED: dict[str, str] = {
     **{f"arpg_{size}.pt": _ARPG for size in ("300m", "700m", "1b")},
     **{f"rar_{size}.bin": _RAR for size in ("b", "l", "xl", "xxl")},
     "maskgit-vqgan-imagenet-f16-256.bin": "fun-research/TiTok",
+    **{f"Lumina-mGPT-{size}": f"Alpha-VLLM/Lumina-mGPT-{size}" for size in ("7B-512", "7B-768", "7B-1024", "34B-512")},
+    "Lumina-mGPT-2.0": "Alpha-VLLM/Lumina-mGPT-2.0",
+    "movqgan_270M.ckpt": "ai-forever/MoVQGAN",
 }
-"""Repository on huggingface.co of each original file, as the authors' own pages name them."""
+"""Repository on huggingface.co of each original file or folder, as the authors' own pages name them."""
+
+ELSEWHERE = {"vqgan.ckpt": "Meta's Chameleon release (https://github.com/facebookresearch/chameleon)"}
+"""Originals that are on no hub."""
+
+FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+"""Endings of weight files; any other name is a folder's, ``Lumina-mGPT-2.0`` too."""
 
 
 def resolve_weights(name: str, base: Path) -> Path:
@@ -75,7 +81,9 @@ def resolve_weights(name: str, base: Path) -> Path:
 def _remedy(name: str, variable: str | None) -> str:
     put = "put it there" if variable else f"put it there, or set {FOLDER_VARIABLE} to its folder"
     repository = PUBLISHED.get(name)
-    if not Path(name).suffix:
+    if name in ELSEWHERE:
+        return f"{put}; it is part of {ELSEWHERE[name]}"
+    if Path(name).suffix not in FILES:
         return f"{put}; it is a folder: hf download {repository or 'owner/repo'} --local-dir {name}"
     if repository is None:
         return f"{put}, or write {HUB}owner/repo/{name} as its weights"

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -68,6 +69,20 @@ def test_plain_values_beside_the_weights_become_metadata(tmp_path: Path) -> None
     path = tmp_path / "training.pt"
     torch.save({"model": weights(), "steps": 7, "args": argparse.Namespace(lr=1e-4), "config": {"dim": 8}}, path)
     assert read_weights(path)[1] == {"steps": 7, "args": {"lr": 1e-4}, "config": {"dim": 8}}
+
+
+def test_a_learning_rate_by_numpy_does_not_hide_the_weights(tmp_path: Path) -> None:
+    path = tmp_path / "training.pth"
+    states = {"param_groups": [{"lr": np.cos(np.float64(0.1)), "betas": (np.float32(0.9), 0.99)}]}
+    torch.save({"model_state_dict": weights(), "optimizer_state_dict": states}, path)
+    assert same(read_weights(path)[0], weights())
+    # numpy before 2 called the module numpy.core
+    older = tmp_path / "older.pth"
+    with zipfile.ZipFile(path) as held, zipfile.ZipFile(older, "w") as made:
+        for name in held.namelist():
+            made.writestr(name, held.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert b"numpy.core.multiarray" in older.read_bytes()
+    assert same(read_weights(older)[0], weights())
 
 
 def test_the_old_torch_format(tmp_path: Path) -> None:

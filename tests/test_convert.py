@@ -86,6 +86,25 @@ def test_wrapper_and_what_stands_beside_the_weights_are_told(tmp_path: Path) -> 
     assert (told.kind, told.wrapper, told.beside) == ("llamagen", "_orig_mod.", ("steps",))
 
 
+def full_size(path: Path, name: str) -> Path:
+    """A file with a published size's shapes that takes no space: every weight is one number, expanded."""
+    torch.save({key: torch.zeros(1).expand(shape) for key, shape in SHAPES[name].items()}, path)
+    return path
+
+
+def test_a_grid_that_the_file_does_not_tell_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = full_size(tmp_path / "c2i_L_384.pt", "llamagen-c2i-L-384")
+    told = inspect(source)
+    assert (told.grid, told.grids) == (None, ("16x16", "24x24"))
+    assert "grid       not told by the file: 16x16 or 24x24" in run(capsys, source, "--inspect")[1]
+    named = inspect(source, config="c2i-L-384")
+    assert (named.grid, named.grids) == ("24x24", ())
+    code, _, err = run(capsys, source, "-o", tmp_path / "made")
+    words = "does not tell its grid (16x16 or 24x24); say --config c2i-L-256 or c2i-L-384"
+    assert (code, err) == (2, f"hybrid-convert: c2i_L_384.pt: {words}\n")
+    assert not (tmp_path / "made").exists()
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
     code = main([str(argument) for argument in arguments])
     return code, *capsys.readouterr()

@@ -93,6 +93,45 @@ def test_a_missing_file_is_told_where_it_is_published_and_both_ways_to_provide_i
         resolve_weights("mine.pt", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "Lumina-mGPT-7B-768",
+            "it is a folder: hf download Alpha-VLLM/Lumina-mGPT-7B-768 --local-dir Lumina-mGPT-7B-768",
+        ),
+        ("Lumina-mGPT-2.0", "it is a folder: hf download Alpha-VLLM/Lumina-mGPT-2.0 --local-dir Lumina-mGPT-2.0"),
+        ("flan-t5-xl", "it is a folder: hf download google/flan-t5-xl --local-dir flan-t5-xl"),
+        ("movqgan_270M.ckpt", "it is published at https://huggingface.co/ai-forever/MoVQGAN: put it there"),
+        ("vqgan.ckpt", "it is part of Meta's Chameleon release (https://github.com/facebookresearch/chameleon)"),
+        ("ImageNet_384_xlarge.pth", "or write hf://owner/repo/ImageNet_384_xlarge.pth as its weights"),
+    ],
+)
+def test_folders_and_files_are_told_where_their_authors_have_them(name: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as caught:
+        resolve_weights(name, tmp_path)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_missing_file_of_a_shipped_pairing_has_a_place(tmp_path: Path) -> None:
+    """No message of theirs says owner/repo, but for what nobody has published."""
+    pairs = [yaml.safe_load(path.read_text()) for path in SHIPPED.parent.glob("*.yaml")]
+    parts = [
+        pair[part]
+        for pair in pairs
+        for part in ("ar", "masked", "tokenizer", "text")
+        if "task" not in pair and part in pair
+    ]
+    names = {part["weights"] for part in parts if "weights" in part}
+    untold = set()
+    for name in names:
+        with pytest.raises(ValueError) as caught:
+            resolve_weights(name, tmp_path)
+        if "owner/repo" in str(caught.value):
+            untold.add(name)
+    assert len(names) > 10 and untold == {"maskgil-lumina.safetensors"}
+
+
 def test_hub_names_go_through_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
