@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from math import isqrt
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from hybrid.types import Grid
@@ -28,11 +28,11 @@ class TransformerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model_type: Literal["c2i", "t2i"] = "c2i"
-    dim: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    multiple_of: int = 256
-    ffn_hidden: int | None = None
+    dim: int = Field(default=768, gt=0)
+    n_layer: int = Field(default=12, gt=0)
+    n_head: int = Field(default=12, gt=0)
+    multiple_of: int = Field(default=256, gt=0)
+    ffn_hidden: int | None = Field(default=None, gt=0)
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
     vocab_size: int = 16384
@@ -45,6 +45,12 @@ class TransformerConfig(BaseModel):
     condition_rope: Literal["zero", "keep"] = "zero"
     resid_dropout_p: float = 0.0
     class_dropout_prob: float = 0.1
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> TransformerConfig:
+        if self.dim % (4 * self.n_head):
+            raise ValueError(f"dim {self.dim}: must be a multiple of 4 for each of n_head {self.n_head}")
+        return self
 
     @property
     def hidden(self) -> int:

@@ -38,8 +38,8 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 WRAPPER_PREFIX = re.compile(rf"(?:(?:{'|'.join(WRAPPERS)}|_orig_mod)\.)*")
 LFS_POINTER = b"version https://git-lfs"
-NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-PLAIN_DATA = [
+NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
+PLAIN_DATA: list[Any] = [
     argparse.Namespace,  # a training script's arguments
     *((NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # a learning rate by numpy
     *(np.dtype, type(np.dtype(np.float32)), type(np.dtype(np.float64))),

@@ -138,6 +138,16 @@ class PlanConfig(Strict):
     mfu: float = Field(default=0.4, gt=0, le=1)
 
 
+TASKS_OF: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("feature_weight", "adversarial", "codebook", "decoder_only"), ("tokenizer",)),
+    **dict.fromkeys(("balance", "everyday", "views", "token_noise"), ("ar", "masked", "unified")),
+    **dict.fromkeys(("label_smoothing", "loss_on"), ("masked",)),
+    "prefix_share": ("masked", "unified"),
+    "masked_weight": ("unified",),
+}
+"""Settings that only some tasks read."""
+
+
 class TrainConfig(Strict):
     """A training run (``configs/train-*.yaml``)."""
 
@@ -164,18 +174,12 @@ class TrainConfig(Strict):
     loop: LoopConfig
     plan: PlanConfig = PlanConfig()
 
-    @field_validator("feature_weight", "adversarial", "codebook", "decoder_only")
+    @field_validator(*TASKS_OF)
     @classmethod
-    def _for_tokenizers(cls, value: Any, info: ValidationInfo) -> Any:
-        if value and info.data.get("task", "tokenizer") != "tokenizer":
-            raise ValueError("only for task: tokenizer")
-        return value
-
-    @field_validator("masked_weight")
-    @classmethod
-    def _for_both_roles(cls, value: float, info: ValidationInfo) -> float:
-        if value != 1 and info.data.get("task", "unified") != "unified":
-            raise ValueError("only for task: unified")
+    def _for_its_tasks(cls, value: Any, info: ValidationInfo) -> Any:
+        own, task = TASKS_OF[str(info.field_name)], info.data.get("task")
+        if task not in (None, *own) and value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError(f"only for task: {' or '.join(own)}")
         return value
 
 

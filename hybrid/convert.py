@@ -78,7 +78,8 @@ def inspect(path: Path, *, kind: str | None = None, config: str | None = None) -
     if codes is None and hasattr(module, "codebook_kd"):
         codes = len(module.codebook_kd)
     grid = getattr(module, "grid", None)
-    sizes, untold = find_sizes(found, state), ()
+    sizes = find_sizes(found, state)
+    untold: tuple[str, ...] = ()
     if grid is not None and config is None and "config" not in metadata:
         grids = {str(load(found, state, name, device="meta").grid) for name in sizes}
         untold = tuple(sorted(grids)) if len(grids) > 1 else ()

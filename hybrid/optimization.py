@@ -58,12 +58,15 @@ def optimizers(model: nn.Module, config: LoopConfig, auxiliary: Auxiliary | None
     2502.16982). Each optimizer's ``defaults["lr"]`` is its peak learning rate.
 
     Raises:
-        ValueError: Muon with an old torch, or several optimizers with fp16, whose loss scaler serves one only.
+        ValueError: Muon with an old torch or a model without hidden matrices, or several optimizers with fp16, whose
+            loss scaler serves one only.
     """
     named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     hidden = [value for name, value in named if value.ndim == 2 and ".layers." in f".{name}"]
     if config.optimizer == "adamw":
         hidden = []
+    elif not hidden:
+        raise ValueError("optimizer: muon trains matrices of transformer blocks, and this model has none; use adamw")
     taken = {id(value) for value in hidden}
     matrices = [value for _, value in named if value.ndim >= 2 and id(value) not in taken]
     vectors = [value for _, value in named if value.ndim < 2]

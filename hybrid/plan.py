@@ -205,7 +205,8 @@ def activation_bytes(model: Any, task: str, grid: Grid) -> float:
     width, hidden = model.output.in_features, model.layers[0].feed_forward.w1.out_features
     block = BLOCK_BYTES_PER_WIDTH * width + BLOCK_BYTES_PER_HIDDEN * hidden
     length = condition_tokens(model) + grid.places
-    return length * len(model.layers) * block + LOGIT_BYTES * grid.places * model.output.out_features
+    heads = 2 if task == "unified" else 1
+    return length * len(model.layers) * block + LOGIT_BYTES * heads * grid.places * model.output.out_features
 
 
 def memory(model: Any, config: TrainConfig, grid: Grid, share: int) -> dict[str, float]:

@@ -30,6 +30,7 @@ STEP = re.compile(r"step-(\d+)")
 PARTIAL = "partial"
 BEST = "best.safetensors"
 AUXILIARY = "auxiliary.safetensors"
+SCALER = "scaler.pt"
 
 
 def claim(folder: Path) -> TextIO:
@@ -78,6 +79,7 @@ def save_checkpoint(
     optimizer_list: list[torch.optim.Optimizer],
     metadata: Mapping[str, Any],
     auxiliary: nn.Module | None = None,
+    scaler: Any = None,
 ) -> Path:
     """Write ``folder/step-N`` and remove older ones; nothing to do where it exists already.
 
@@ -89,6 +91,7 @@ def save_checkpoint(
         optimizer_list: with their state.
         metadata: stored beside the weights.
         auxiliary: a network that trains beside the model.
+        scaler: the loss scaler of fp16.
 
     Raises:
         OSError: one line when the disk is full or the folder cannot be written; earlier checkpoints are untouched.
@@ -107,6 +110,8 @@ def save_checkpoint(
             save_weights(partial / AUXILIARY, auxiliary.state_dict())
         with (partial / "optimizers.pt").open("wb") as file:
             torch.save([optimizer.state_dict() for optimizer in optimizer_list], file)
+        if scaler is not None:
+            torch.save(scaler.state_dict(), partial / SCALER)
         os.replace(partial, final)
     for _, other in checkpoints(folder):
         if other != final:
@@ -180,22 +185,27 @@ def load_checkpoint(
     optimizer_list: list[torch.optim.Optimizer],
     metadata: Mapping[str, Any],
     auxiliary: nn.Module | None = None,
+    scaler: Any = None,
 ) -> None:
-    """Restore what ``save_checkpoint`` wrote.
+    """Restore what ``save_checkpoint`` wrote. Learning rates, decay and the like are the configuration's, as it is now.
 
     Raises:
-        ValueError: it belongs to another model or other loop settings than those asked for.
+        ValueError: it belongs to another model, other data or other loop settings than those asked for.
     """
     remedy = "put it back, or give another --out"
     state, saved = read_weights(path / "model.safetensors")
-    for key, value in json.loads(json.dumps(metadata.get("config", {}))).items():
-        before = saved.get("config", {}).get(key, value)
-        if before != value:
-            raise ValueError(f"{path}: trained with model.config.{key} {before}, asked for {value}; {remedy}")
+    for part, called in (("config", "model.config."), ("origin", "")):
+        kept_part = saved.get(part, {})
+        for key, value in json.loads(json.dumps(metadata.get(part, {}))).items():
+            # A run that began with no weights remembers none.
+            before = kept_part.get(key, None if key == "init" and kept_part else value)
+            if before != value:
+                raise ValueError(f"{path}: trained with {called}{key} {before}, asked for {value}; {remedy}")
     if (path / AUXILIARY).exists() != (auxiliary is not None):
         before = "without" if auxiliary is not None else "with"
         raise ValueError(f"{path}: trained {before} an auxiliary network (adversarial); {remedy}")
-    kept = torch.load(path / "optimizers.pt", weights_only=True, map_location="cpu")
+    away = next(model.parameters()).device.type != "cpu"  # then nothing keeps the mapped file
+    kept = torch.load(path / "optimizers.pt", weights_only=True, map_location="cpu", mmap=away)
     if len(kept) != len(optimizer_list):
         raise ValueError(f"{path}: trained with another optimizer than the configuration's; {remedy}")
     model.load_state_dict(state)
@@ -212,7 +222,12 @@ def load_checkpoint(
         except RuntimeError:
             raise ValueError(f"{path}: trained with another auxiliary network (adversarial); {remedy}") from None
     for optimizer, entry in zip(optimizer_list, kept, strict=True):
+        asked = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         optimizer.load_state_dict(entry)
+        for group, settings in zip(optimizer.param_groups, asked, strict=True):
+            group.update(settings)
+    if scaler is not None and (path / SCALER).exists():
+        scaler.load_state_dict(torch.load(path / SCALER, weights_only=True, map_location="cpu"))
 
 
 class Log:

@@ -170,7 +170,7 @@ class CodesTask:
 
     def held_batches(self, bucket: CodedPictures, device: torch.device) -> Iterator[tuple[Tensor, Any, Any]]:
         """Tokens of a bucket's evaluation pictures (plain views), their own condition and another picture's."""
-        others = np.roll(bucket.held, len(bucket.held) // 2 + 1)
+        others = np.roll(bucket.held, len(bucket.held) // 2)
         for start in range(0, len(bucket.held), EVAL_BATCH):
             own, other = (each[start : start + EVAL_BATCH].tolist() for each in (bucket.held, others))
             first = [0] * len(own)

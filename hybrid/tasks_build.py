@@ -18,7 +18,7 @@ from hybrid.adapters import load
 from hybrid.checkpoint import read_weights
 from hybrid.config import TrainConfig
 from hybrid.data.coded import CodedPictures, FolderPictures
-from hybrid.data.codes import embed_captions, extract_codes
+from hybrid.data.codes import embed_captions, extract_codes, weights_name
 from hybrid.data.folder import DataError, DataFolder, default_folder
 from hybrid.data.shard_text import TextFormat
 from hybrid.data.shards import CodeShards, identity, is_shards, parse_grid
@@ -88,18 +88,19 @@ def build_task(config: TrainConfig, *, data: Path | None, tokenizer: Path | None
 
 def _build(config: TrainConfig, data: Path, tokenizer: Path | None, source: str) -> Task:
     if not data.is_dir():
-        raise ValueError(
-            f"{data}: no such data folder; build it with: hybrid-data {config.data} --out {data} "
-            "(hybrid-data codes makes one of other pictures)"
-        )
+        built = config.data if config.data in ("emoji", "fashion") else "codes SOURCE --tokenizer KIND:FILE"
+        raise ValueError(f"{data}: no such data folder; build it with: hybrid-data {built} --out {data}")
     torch.manual_seed(config.loop.seed)
     try:
         model, fields = build_model(config.task, config.model.kind, config.model.config)
         if config.model.init is not None:
             model = load(config.model.kind, config.model.init, fields, dtype=torch.float32).requires_grad_()
+            _check_start(Path(config.model.init), fields)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    metadata = {"kind": config.model.kind, "config": fields}
+    metadata: dict[str, Any] = {"kind": config.model.kind, "config": fields, "origin": {}}
+    if config.model.init is not None:
+        metadata["origin"]["init"] = weights_name(model)
     if config.task == "tokenizer":
         if is_shards(data):
             raise ValueError(f"{data}: holds codes, and a tokenizer learns from pictures; give --data a data folder")
@@ -110,6 +111,7 @@ def _build(config: TrainConfig, data: Path, tokenizer: Path | None, source: str)
     opened = _open_shards if is_shards(data) else _open_folder
     coded = opened(config, data, tokenizer, source)
     _check(model, coded, source)
+    metadata["origin"] |= {"tokenizer": coded.made_by, "pictures": sum(len(bucket.train) for bucket in coded.buckets)}
     if config.model.init is None:
         model.start_from_codebook(coded.codebook_kd)
     common: dict[str, Any] = {
@@ -144,6 +146,7 @@ class _Coded:
         buckets: its pictures, by grid.
         places: tokens of the largest grid.
         codebook_kd: of the tokenizer that made the codes.
+        made_by: eight digits of that tokenizer's weights.
         tokenizer: that tokenizer, or None where it is not at hand.
         text: tokens and width of embedded captions, or None where pictures have labels.
         classes: number of classes, 0 where pictures have captions.
@@ -153,6 +156,7 @@ class _Coded:
     buckets: Sequence[CodedPictures]
     places: int
     codebook_kd: Tensor
+    made_by: str
     tokenizer: Any
     text: tuple[int, int] | None
     classes: int
@@ -180,7 +184,8 @@ def _open_folder(config: TrainConfig, data: Path, given: Path | None, source: st
     pictures = FolderPictures(
         folder, codes, captions, sets=config.sets, balance=config.balance, everyday=config.everyday
     )
-    return _Coded(data, [pictures], codes.shape[2], tokenizer.codebook_kd, tokenizer, text, classes)
+    made_by = weights_name(tokenizer)
+    return _Coded(data, [pictures], codes.shape[2], tokenizer.codebook_kd, made_by, tokenizer, text, classes)
 
 
 def _open_shards(config: TrainConfig, data: Path, given: Path | None, source: str) -> _Coded:
@@ -203,7 +208,8 @@ def _open_shards(config: TrainConfig, data: Path, given: Path | None, source: st
     buckets = shards.pictures(config.views)
     classes = max((1 + int(bucket.labels.max()) for bucket in buckets if bucket.labels is not None), default=0)
     places = max(parse_grid(name).places for name in shards.meta["grids"])
-    return _Coded(data, buckets, places, shards.codebook(), tokenizer, text, classes)
+    made_by = shards.meta["tokenizer"]["weights"]
+    return _Coded(data, buckets, places, shards.codebook(), made_by, tokenizer, text, classes)
 
 
 def _tokenizer_of(shards: CodeShards, weights: Path | None) -> Any:
@@ -234,6 +240,22 @@ def _minilm(config: TrainConfig, source: str) -> Any:
         return load("minilm", None, config.text)
     except ValueError as error:
         raise ValueError(f"{source}: text: {error}") from None
+
+
+UNSEEN = ("n_head", "norm_eps", "rope_base", "rope", "condition_rope", "post_norm")
+"""Fields of a configuration that leave no trace in the shapes of weights."""
+
+
+def _check_start(weights: Path, fields: Mapping[str, Any]) -> None:
+    """Weights to start from are of the same network, also where shapes do not tell.
+
+    Raises:
+        ValueError: the file says another configuration.
+    """
+    made = read_weights(weights)[1].get("config")
+    for key in UNSEEN:
+        if isinstance(made, Mapping) and made.get(key, fields.get(key)) != fields.get(key):
+            raise ValueError(f"model.config.{key}: {fields.get(key)}, but {weights} was made with {made[key]}")
 
 
 def _check(model: Any, coded: _Coded, source: str) -> None:

@@ -36,6 +36,8 @@ def build_tokenizer_task(
     if config.decoder_only:
         if config.codebook is not None:
             raise ValueError("codebook: stays as it is with decoder_only; remove one of the two")
+        if config.model.init is None:
+            raise ValueError("decoder_only: the encoder needs weights that were trained; name them by --init")
         codebook = None
         model.freeze_codes()
     adversary = None

@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from hybrid.config import LoopConfig, TrainConfig, parse, read_yaml
     from hybrid.export import run_weights
-    from hybrid.run_folder import finished
+    from hybrid.run_folder import finished, latest_checkpoint
     from hybrid.tasks_build import build_task, find_config
     from hybrid.training import train
 
@@ -108,7 +108,9 @@ def run(arguments: argparse.Namespace) -> int:
         config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(init)})})
     console = Console(quiet=os.environ.get("RANK", "0") != "0", highlight=False, soft_wrap=True)
 
-    if arguments.threads:
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise ValueError(f"--threads {arguments.threads}: must be at least 1")
         torch.set_num_threads(arguments.threads)
     if arguments.plan or arguments.measure is not None:
         from hybrid.plan_cli import show_plan
@@ -136,6 +138,10 @@ def run(arguments: argparse.Namespace) -> int:
     task = build_task(config, data=arguments.data, tokenizer=arguments.tokenizer, source=str(path))
     parameters = sum(value.numel() for value in task.model.parameters())
     console.print(f"{path.stem}: {parameters / 1e6:.1f}M parameters, {loop.steps} steps of {loop.batch_size} → {out}")
+    if found := latest_checkpoint(out):
+        console.print(f"{out}: goes on from step {found[0]}")
+    if loop.sample_every and getattr(task, "tokenizer", task) is None:
+        console.print("no sample pictures (sample_every): --tokenizer FILE names what draws them")
     try:
         with Stop(console) as stop:
             last = show(train(task, loop, out, stop=stop), loop, console)

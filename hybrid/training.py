@@ -14,11 +14,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from hybrid.config import LoopConfig
@@ -38,6 +40,13 @@ from hybrid.run_folder import (
 )
 
 logger = logging.getLogger(__name__)
+
+GRIDS = 32
+"""Token grids that each get a compiled network of their own, where torch lets one say so; it allows eight."""
+
+VOTE_EVERY = 10
+"""Steps between which several processes tell each other whether to stop: a launcher kills them half a minute after it
+passed a signal on."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,10 @@ class Loss(nn.Module):
         super().__init__()
         self.model = task.model
         self.auxiliary = task.auxiliary.module if task.auxiliary is not None else None
-        self.compute = torch.compile(task.loss, dynamic=False) if compile else task.loss
+        more: dict[str, Any] = (
+            {"recompile_limit": GRIDS} if "recompile_limit" in signature(torch.compile).parameters else {}
+        )
+        self.compute = torch.compile(task.loss, dynamic=False, **more) if compile else task.loss
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         return self.compute(self.model, batch)
@@ -162,14 +174,17 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
         task: what to train.
         config: how.
         out: the run's folder.
-        stop: asked after each step (after each logged one with several processes); True saves a checkpoint and ends.
+        stop: asked after each step (each ``VOTE_EVERY``-th with several processes); True saves a checkpoint and ends.
 
     Raises:
         ValueError: settings that contradict each other or the checkpoint, or a loss that is no number any more.
         OSError: the disk is full or ``out`` cannot be written; the last good checkpoint is untouched.
     """
     accelerator = Accelerator(
-        mixed_precision=config.precision, gradient_accumulation_steps=config.accumulate, cpu=_on_cpu(config)
+        mixed_precision=config.precision,
+        gradient_accumulation_steps=config.accumulate,
+        cpu=_on_cpu(config),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy of gradients
     )
     share = config.batch_size // accelerator.num_processes
     if share * accelerator.num_processes != config.batch_size:
@@ -181,10 +196,12 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
     main = accelerator.is_main_process
     out.mkdir(parents=True, exist_ok=True)
     _held = claim(out) if main else None  # until this generator ends
-    start = 0
+    start, exported = 0, task.export()
+    order = {"seed": config.seed, "samples_per_step": config.batch_size * config.accumulate}
+    metadata = {**exported, "origin": {**exported.get("origin", {}), **order}}
     if found := latest_checkpoint(out):
         start = found[0]
-        load_checkpoint(found[1], model, average, optimizer_list, task.export(), auxiliary)
+        load_checkpoint(found[1], model, average, optimizer_list, metadata, auxiliary, accelerator.scaler)
         logger.info("resumed %s at step %d", out, start)
     loss_of = accelerator.prepare(Loss(task, compile=config.compile))
     prepared = [accelerator.prepare(optimizer) for optimizer in optimizer_list]
@@ -195,7 +212,7 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
         if main:
             if not all(bool(value.isfinite().all()) for value in loss_of.parameters()):
                 raise _diverged(step, "a weight is no finite number", config, out)
-            save_checkpoint(out, step, model, average, optimizer_list, task.export(), auxiliary)
+            save_checkpoint(out, step, model, average, optimizer_list, metadata, auxiliary, accelerator.scaler)
             if can_plot():
                 plot_log(read_log(out / "log.jsonl"), task.units, out / "loss.png")
         accelerator.wait_for_everyone()
@@ -233,8 +250,8 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
             average.update(model)
         window_samples += config.batch_size * config.accumulate
         done = step + 1
-        halt = accelerator.num_processes == 1 and stop()
-        if not (done % config.log_every == 0 or done == config.steps or halt):
+        logs = done % config.log_every == 0 or done == config.steps
+        if not logs and not _halting(accelerator, stop, done):
             continue
         # Every process must take the same decisions, so they are averaged like the figures: any vote counts.
         votes = torch.tensor([stop(), time.monotonic() - saved_at > config.save_seconds], device=accelerator.device)
@@ -261,6 +278,15 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
     save(max(start, config.steps))
     if main:
         save_final(out, {**model.state_dict(), **(average.parameters if average is not None else {})}, task.export())
+
+
+def _halting(accelerator: Accelerator, stop: Callable[[], bool], done: int) -> bool:
+    """Whether any process was told to stop. Several processes ask each other at every ``VOTE_EVERY``-th step only."""
+    if accelerator.num_processes == 1:
+        return stop()
+    if done % VOTE_EVERY:
+        return False
+    return bool(accelerator.reduce(torch.tensor(float(stop()), device=accelerator.device), reduction="sum") > 0)
 
 
 def _show(

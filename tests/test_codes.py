@@ -14,6 +14,7 @@ from torch import Tensor
 from hybrid.adapters import load
 from hybrid.data.codes import embed_captions, extract_codes, to_images, weights_name
 from hybrid.data.folder import DataError, DataFolder
+from hybrid.data.splits import spread
 from hybrid.types import Grid
 
 
@@ -48,6 +49,20 @@ def test_fewer_views_have_their_own_cache(folder: DataFolder) -> None:
     assert one.shape[1] == 1 and np.array_equal(one[:, 0], every[:, 0])
     names = sorted(path.name for path in folder.path.glob("codes-*"))
     assert names == [f"codes-{weights_name(tokenizer)}-{views}.npy" for views in (1, 2)]
+
+
+def test_more_codes_than_sixteen_bits_hold_are_kept_whole(folder: DataFolder) -> None:
+    class Large:
+        codebook_kd = torch.zeros(70_001, 1)
+
+        def encode(self, images: Tensor) -> Tensor:
+            return torch.full((len(images), 2), 70_000)
+
+        def state_dict(self) -> dict[str, Tensor]:
+            return {"codes": self.codebook_kd}
+
+    codes = extract_codes(folder, Large(), views=1)
+    assert codes.dtype == np.uint32 and (codes == 70_000).all()
 
 
 def test_grey_pictures_become_rgb() -> None:
@@ -101,3 +116,20 @@ def test_unreadable_pictures_are_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"images\.npy: cannot be mapped, truncated\?.*hybrid-data tiny") as caught:
         DataFolder.open(path)
     assert "\n" not in str(caught.value)
+
+
+def test_pictures_to_judge_by_are_of_all_parts_of_their_order() -> None:
+    for count, number in ((511, 256), (272, 256), (256, 256), (3, 256), (1000, 10)):
+        chosen = spread(np.arange(count) * 2, number)
+        assert len(chosen) == min(count, number) == len(set(chosen.tolist()))
+        gaps = np.diff(chosen) // 2
+        assert chosen[0] == 0 and chosen[-1] >= 2 * (count - 1 - count // number - 1)
+        assert set(gaps.tolist()) <= {count // number, -(-count // number)} or count < number
+    assert spread(np.arange(0), 5).tolist() == []
+
+
+def test_balance_without_groups_is_refused(tmp_path: Path) -> None:
+    records = [{key: value for key, value in item.items() if key != "group"} for item in tiny.items()]
+    data = tiny.data_folder(tmp_path / "groupless", records)
+    with pytest.raises(ValueError, match="balance: the pictures of this data folder have no groups; use false"):
+        tiny.task("ar", data, balance=True)

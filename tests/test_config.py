@@ -37,6 +37,30 @@ def test_a_wrong_key_or_value_is_named(change: dict[str, Any], message: str) -> 
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("task", "setting", "owner"),
+    [
+        ("ar", {"adversarial": {}}, "tokenizer"),
+        ("masked", {"feature_weight": 1.0}, "tokenizer"),
+        ("unified", {"codebook": {}}, "tokenizer"),
+        ("ar", {"decoder_only": True}, "tokenizer"),
+        ("unified", {"label_smoothing": 0.1}, "masked"),
+        ("ar", {"loss_on": "all"}, "masked"),
+        ("ar", {"prefix_share": 0.7}, "masked or unified"),
+        ("masked", {"masked_weight": 2.0}, "unified"),
+        ("tokenizer", {"balance": True}, "ar or masked or unified"),
+        ("tokenizer", {"token_noise": 0.1}, "ar or masked or unified"),
+    ],
+)
+def test_a_setting_that_a_task_does_not_read_is_refused(task: str, setting: dict[str, Any], owner: str) -> None:
+    (name,) = setting
+    with pytest.raises(ValueError) as caught:
+        parse(TrainConfig, GOOD | {"task": task} | setting, "run.yaml")
+    assert str(caught.value).startswith(f"run.yaml: {name}: Value error, only for task: {owner}")
+    default = TrainConfig.model_fields[name].default
+    parse(TrainConfig, GOOD | {"task": task, name: default}, "run.yaml")
+
+
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(ValueError, match=r"run\.yaml: loop: Field required"):
         parse(TrainConfig, {key: value for key, value in GOOD.items() if key != "loop"}, "run.yaml")

@@ -36,6 +36,14 @@ def test_the_command_extracts_and_says_what_there_is(
     assert CodeShards(tmp_path / "out").meta["tokenizer"]["kind"] == "fsq"
 
 
+def test_a_device_that_is_not_there(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(class_folders(tmp_path / "in"), "--device", "gpu") == 2
+    error = capsys.readouterr().err
+    assert "device 'gpu': use auto, " in error and error.count("\n") == 1
+
+
 def test_buckets_by_the_command(command: Callable[..., int], tmp_path: Path, weights: Path) -> None:
     source = class_folders(tmp_path / "in", 5)
     out = ["--tokenizer", f"fsq:{weights}:{{levels: [4, 3], factor: 2, width: 8, blocks: 1}}", "--out"]

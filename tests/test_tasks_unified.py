@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hybrid.config import TrainConfig, parse
 from hybrid.losses import mask_ratio
 from hybrid.plan import sample_cost
 from hybrid.plan_measure import made_up_loss
@@ -127,11 +126,6 @@ def test_the_plan_counts_what_is_computed() -> None:
         loss().backward()
     _, matrices, attention = sample_cost(model, "unified", Grid(4, 4))
     assert counter.get_total_flops() == 5 * (matrices + attention)
-
-
-def test_a_weight_of_masked_places_is_refused_where_there_is_one_kind() -> None:
-    with pytest.raises(ValueError, match=r"x\.yaml: masked_weight: Value error, only for task: unified"):
-        parse(TrainConfig, {**tiny.config("ar").model_dump(), "masked_weight": 2.0}, "x.yaml")
 
 
 def test_a_masked_model_is_not_trained_as_both() -> None:

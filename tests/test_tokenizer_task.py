@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from hybrid.adapters import load
 from hybrid.adapters.vq import create_llamagen_vq
-from hybrid.checkpoint import read_weights
-from hybrid.config import TrainConfig, parse
+from hybrid.checkpoint import read_weights, save_weights
 from hybrid.optimization import optimizers
 from hybrid.perceptual import DISTANCES
 from hybrid.run_folder import read_log
@@ -142,6 +141,7 @@ def test_a_vq_tokenizer_trains_and_is_read_back(precision: str, folder: Path, tm
     [
         ({"codebook": {}}, "tiny.yaml: codebook: the codes of fsq are fixed; remove it"),
         ({"model": VQ, "codebook": {}, "decoder_only": True}, "tiny.yaml: codebook: stays as it is with decoder_only"),
+        ({"decoder_only": True}, "tiny.yaml: decoder_only: the encoder needs weights .*; name them by --init"),
         ({"adversarial": {}}, r"adversarial.layers: 3 need pictures of 24 pixels a side, .* has 8"),
         ({"adversarial": ADVERSARIAL, "loop": {"compile": True}}, "adversarial: .* cannot be compiled"),
         ({"model": {**VQ, "config": {"chanels": 32}}}, "unknown field 'chanels'; did you mean"),
@@ -155,19 +155,18 @@ def test_contradictions_are_one_line(changes: dict[str, Any], message: str, fold
     assert "\n" not in str(caught.value)
 
 
+def test_muon_needs_transformer_blocks(folder: Path) -> None:
+    task, loop = tiny.task("tokenizer", folder, loop={"optimizer": "muon"})
+    with pytest.raises(
+        ValueError, match="muon trains matrices of transformer blocks, and this model has none; use adamw"
+    ):
+        optimizers(task.model, loop)
+
+
 def test_a_discriminator_does_not_go_with_fp16(folder: Path) -> None:
     task, loop = tiny.task("tokenizer", folder, adversarial=ADVERSARIAL, loop={"precision": "fp16"})
     with pytest.raises(ValueError, match=r"auxiliary network \(adversarial\) does not go with precision: fp16"):
         optimizers(task.model, loop, task.auxiliary)
-
-
-@pytest.mark.parametrize(
-    "setting", [{"adversarial": {}}, {"feature_weight": 1.0}, {"codebook": {}}, {"decoder_only": True}]
-)
-def test_losses_of_tokenizers_are_refused_elsewhere(setting: dict[str, Any]) -> None:
-    (name,) = setting
-    with pytest.raises(ValueError, match=f"x.yaml: {name}: Value error, only for task: tokenizer"):
-        parse(TrainConfig, {**tiny.config("ar").model_dump(), **setting}, "x.yaml")
 
 
 def test_an_adversary_has_its_own_optimiser_outside_the_models(folder: Path) -> None:
@@ -178,10 +177,14 @@ def test_an_adversary_has_its_own_optimiser_outside_the_models(folder: Path) -> 
     assert not any(id(value) in inside for value in task.auxiliary.module.parameters())
 
 
-@pytest.mark.parametrize("model", [{}, {"model": VQ}], ids=["fsq", "vq"])
+@pytest.mark.parametrize("model", [tiny.MODELS["tokenizer"], VQ], ids=["fsq", "vq"])
 def test_the_decoder_alone_learns_and_every_code_stays(model: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     """To the bit, averaged weights included: what was trained on the codes goes on with the new decoder."""
-    task, loop = tiny.task("tokenizer", folder, decoder_only=True, loop={"steps": 4}, **model)
+    first, _ = tiny.task("tokenizer", folder, model=model)
+    start = tmp_path / "start.safetensors"
+    save_weights(start, first.model.state_dict(), metadata=first.export())
+    model = {**model, "init": str(start)}
+    task, loop = tiny.task("tokenizer", folder, decoder_only=True, loop={"steps": 4}, model=model)
     assert task.codebook is None
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     tokens = task.model.encode(task.held)
@@ -191,4 +194,4 @@ def test_the_decoder_alone_learns_and_every_code_stays(model: dict[str, Any], fo
     made = load(fields["kind"], tmp_path / "model.safetensors")
     assert torch.equal(made.encode(task.held), tokens)
     changed = {name.split(".")[0] for name, value in state.items() if not torch.equal(value, before[name])}
-    assert changed == ({"decoder", "post_quant_conv"} if model else {"decoder"})
+    assert changed == ({"decoder", "post_quant_conv"} if model["kind"] == "llamagen-vq" else {"decoder"})

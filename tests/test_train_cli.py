@@ -64,6 +64,22 @@ def test_training_starts_from_given_weights(command: Callable[..., int], tmp_pat
     assert any(not torch.equal(value, after[key]) for key, value in before.items())
 
 
+def test_weights_of_other_heads_are_refused_to_start_from(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their shapes are the same."""
+    start = tmp_path / "start"
+    assert command("--out", str(start), "--steps", "1") == 0
+    config = {**tiny.MODELS["ar"]["config"], "n_head": 4}  # type: ignore[dict-item]
+    assert command("--init", str(start / "model.safetensors"), model={"kind": "llamagen", "config": config}) == 2
+    assert "run.yaml: model.config.n_head: 4, but " in capsys.readouterr().err
+
+
+def test_it_says_that_a_run_goes_on(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--steps", "1") == 0 and "goes on" not in capsys.readouterr().out
+    assert command("--steps", "2") == 0 and "out: goes on from step 1" in capsys.readouterr().out
+
+
 def test_evaluation_of_a_runs_weights_and_of_others(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,7 +107,27 @@ def test_evaluation_of_a_runs_weights_and_of_others(
     [
         (("--init", "no.safetensors"), {}, "no.safetensors: no such file or folder"),
         ((), {"balanse": 1}, "unknown key 'balanse'; did you mean 'balance'?"),
-        (("--data", "/nowhere"), {}, "/nowhere: no such data folder; build it with: hybrid-data tiny --out /nowhere"),
+        (
+            ("--data", "/nowhere"),
+            {},
+            "/nowhere: no such data folder; build it with: hybrid-data codes SOURCE ",
+        ),
+        (
+            ("--data", "/nowhere"),
+            {"data": "emoji"},
+            "build it with: hybrid-data emoji --out /nowhere",
+        ),
+        (("--threads", "-1"), {}, "--threads -1: must be at least 1"),
+        (
+            (),
+            {"model": {**tiny.MODELS["ar"], "config": {"n_head": 0}}},
+            "n_head: Input should be greater than 0",
+        ),
+        (
+            (),
+            {"model": {**tiny.MODELS["ar"], "config": {"dim": 200, "n_head": 20}}},
+            "dim 200: must be a multiple of 4 for each of n_head 20",
+        ),
         (("--tokenizer", "no.safetensors"), {}, "no.safetensors: no such tokenizer; hybrid-train train-tiny-tokenizer"),
         (("--steps", "0"), {}, "--steps: steps: Input should be greater than 0 (got 0)"),
         ((), {"task": "masked"}, "model.kind: task 'masked' cannot train 'llamagen'"),

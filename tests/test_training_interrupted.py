@@ -13,8 +13,8 @@ import torch
 from tiny import ADVERSARIAL, after, distance, trained, untimed, weights
 from torch import nn
 
-from hybrid.checkpoint import read_weights
-from hybrid.run_folder import latest_checkpoint, save_checkpoint
+from hybrid.checkpoint import read_weights, save_weights
+from hybrid.run_folder import latest_checkpoint, load_checkpoint, save_checkpoint
 from hybrid.training import train
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -149,3 +149,45 @@ def test_a_checkpoint_of_other_settings_is_refused(folder: Path, tmp_path: Path)
     (tmp_path / "step-0000001" / "ema.safetensors").unlink()
     with pytest.raises(ValueError, match=r"trained with ema 0, asked for 0\.999"):
         trained("ar", folder, tmp_path)
+
+
+def test_a_run_goes_on_with_its_own_start_data_and_order(folder: Path, tmp_path: Path) -> None:
+    """What decides which numbers come next is refused where it changed; it stays the same run in other parts."""
+    begun: dict[str, Any] = {"loop": {"steps": 2, "batch_size": 4}}
+    trained("ar", folder, tmp_path / "run", **begun)
+    task, _ = tiny.task("ar", folder)
+    start = tmp_path / "start.safetensors"
+    save_weights(start, task.model.state_dict(), metadata=task.export())
+    other = tiny.data_folder(tmp_path / "fewer", tiny.items()[:7] + tiny.items(captions=False)[8:] + tiny.items()[8:9])
+    for where, changes, message in (
+        (folder, {"loop": {"seed": 1}}, "trained with seed 0, asked for 1; put it back, or give another --out"),
+        (folder, {"loop": {"batch_size": 2}}, "trained with samples_per_step 4, asked for 2"),
+        (folder, {"model": {**tiny.MODELS["ar"], "init": str(start)}}, "trained with init None, asked for [0-9a-f]{8}"),
+        (other, {}, "trained with pictures 8, asked for 7"),
+    ):
+        with pytest.raises(ValueError, match=f"step-0000002: {message}"):
+            trained("ar", where, tmp_path / "run", **changes)
+    parts = {"batch_size": 2, "accumulate": 2, "steps": 3}
+    assert [line["step"] for line in trained("ar", folder, tmp_path / "run", loop=parts)] == [1, 2, 3]
+
+
+def test_a_run_goes_on_with_the_optimiser_settings_of_now(folder: Path, tmp_path: Path) -> None:
+    model = nn.Linear(3, 3)
+    kept = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.5, betas=(0.1, 0.2))
+    model(torch.ones(1, 3)).sum().backward()
+    kept.step()
+    path = save_checkpoint(tmp_path, 1, model, None, [kept], {})
+    asked = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, betas=(0.9, 0.95))
+    load_checkpoint(path, model, None, [asked], {})
+    (group,) = asked.param_groups
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (1e-4, 0.0, (0.9, 0.95))
+    assert torch.equal(asked.state[model.weight]["exp_avg"], kept.state[model.weight]["exp_avg"])
+
+
+def test_the_loss_scaler_of_fp16_goes_on(tmp_path: Path) -> None:
+    model = nn.Linear(3, 3)
+    adam = [torch.optim.AdamW(model.parameters())]
+    kept, fresh = (torch.amp.GradScaler("cpu", init_scale=scale) for scale in (256.0, 65536.0))
+    path = save_checkpoint(tmp_path, 1, model, None, adam, {}, scaler=kept)
+    load_checkpoint(path, model, None, adam, {}, scaler=fresh)
+    assert fresh.state_dict() == kept.state_dict()

@@ -62,7 +62,7 @@ class FolderPictures:
     def __init__(
         self,
         folder: DataFolder,
-        codes: NDArray[np.uint16],
+        codes: NDArray[Any],
         captions: CaptionTable | None,
         *,
         sets: Sequence[str] | None = None,

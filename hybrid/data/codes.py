@@ -41,6 +41,11 @@ def weights_name(module: nn.Module) -> str:
     return digest.hexdigest()[:8]
 
 
+def code_type(tokenizer: Any) -> type[np.unsignedinteger[Any]]:
+    """What holds every code of a tokenizer: uint16, or uint32 for more than 65,536 of them."""
+    return np.uint16 if len(tokenizer.codebook_kd) <= 2**16 else np.uint32
+
+
 @torch.inference_mode()
 def extract_codes(
     folder: DataFolder,
@@ -49,7 +54,7 @@ def extract_codes(
     views: int | None = None,
     batch: int = 64,
     progress: Callable[[int, int], None] | None = None,
-) -> NDArray[np.uint16]:
+) -> NDArray[Any]:
     """Codes (pictures, views, n) of a data folder, from its cache where they exist.
 
     Args:
@@ -60,13 +65,14 @@ def extract_codes(
         progress: called with (done, total) pictures.
     """
     wanted = min(views or folder.images.shape[1], folder.images.shape[1])
-    path = folder.path / f"codes-{weights_name(tokenizer)}-{wanted}.npy"
+    kind = code_type(tokenizer)
+    path = folder.path / f"codes-{weights_name(tokenizer)}-{wanted}{'-wide' if kind is np.uint32 else ''}.npy"
     if path.exists():
         return np.load(path, mmap_mode="r")
     device = tokenizer.codebook_kd.device
     pictures = folder.images[:, :wanted].reshape(-1, *folder.images.shape[2:])
     first = tokenizer.encode(to_images(pictures[:1]).to(device))
-    codes = np.empty((len(pictures), first.shape[1]), dtype=np.uint16)
+    codes = np.empty((len(pictures), first.shape[1]), dtype=kind)
     for start in range(0, len(pictures), batch):
         images = to_images(pictures[start : start + batch]).to(device)
         codes[start : start + batch] = tokenizer.encode(images).cpu().numpy()

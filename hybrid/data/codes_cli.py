@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hybrid.data.folder import DataError
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
 
     from hybrid.data.extract import Plan
@@ -85,13 +86,14 @@ def run(options: argparse.Namespace) -> str:
     from hybrid.data.extract import extract
     from hybrid.data.images import open_source
     from hybrid.data.shard_text import TextFormat
+    from hybrid.request import find_device
 
     console = Console(stderr=True, soft_wrap=True)
     handler = RichHandler(console=console, show_time=False, show_path=False)
     logging.getLogger("hybrid").addHandler(handler)
     try:
         source = open_source(options.source, shard_size=options.shard_size, split=options.split, keys=_keys(options))
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+        device = find_device(options.device)
         tokenizer, named = load_named(options.tokenizer, "--tokenizer", device)
         plan = make_plan(options, source, tokenizer)
         encoder, text = None, None
@@ -141,7 +143,7 @@ def parse_part(text: str) -> tuple[int, int]:
     return int(first), int(parts)
 
 
-def load_named(text: str, option: str, device: str) -> tuple[Any, dict[str, Any]]:
+def load_named(text: str, option: str, device: str | torch.device) -> tuple[Any, dict[str, Any]]:
     """The module that KIND[:FILE[:CONFIG]] names, and its kind, file and configuration.
 
     Raises:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from hybrid.data.buckets import Views, nearest_grid
-from hybrid.data.codes import to_images
+from hybrid.data.codes import code_type, to_images
 from hybrid.data.folder import DataError
 from hybrid.data.images import BadSample, Content, Sample, Source, decode
 from hybrid.data.shard_text import TextFormat, write_text
@@ -222,7 +222,7 @@ class _Encoded:
 
     def __init__(self, tokenizer: Any, batch: int, views: int) -> None:
         self.tokenizer, self.views, self.group = tokenizer, views, max(1, batch // views)
-        self.dtype = np.uint16 if len(tokenizer.codebook_kd) <= 2**16 else np.uint32
+        self.dtype = code_type(tokenizer)
         self.waiting: dict[Grid, list[_Ready]] = {}
         self.codes: dict[Grid, list[NDArray[Any]]] = {}
         self.records: dict[Grid, list[dict[str, Any]]] = {}

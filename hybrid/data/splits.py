@@ -17,7 +17,13 @@ EVAL_PICTURES = 256
 
 
 def group_weights(items: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Weights that make every concept group equally likely, whatever its number of pictures."""
+    """Weights that make every concept group equally likely, whatever its number of pictures.
+
+    Raises:
+        ValueError: pictures without a group.
+    """
+    if not all("group" in item for item in items):
+        raise ValueError("balance: the pictures of this data folder have no groups; use false")
     sizes: dict[str, int] = {}
     for item in items:
         sizes[item["group"]] = sizes.get(item["group"], 0) + 1
@@ -63,7 +69,8 @@ def held_out(folder: DataFolder, sets: Sequence[str] | None) -> NDArray[np.int64
 
 def spread(pictures: NDArray[np.int64], number: int) -> NDArray[np.int64]:
     """Up to ``number`` of the pictures, from all parts of their order."""
-    return pictures[:: max(1, len(pictures) // number)][:number]
+    count = min(number, len(pictures))
+    return pictures[np.arange(count) * len(pictures) // max(1, count)]
 
 
 def is_held_out(key: str, share: float) -> bool:
