@@ -61,6 +61,8 @@ MOVQGAN_SIZES: Mapping[str, Mapping[str, Any]] = {
     }
 }
 LLAMAGEN_TRAINING = ("codebook_show_usage", "commit_loss_beta", "entropy_loss_ratio", "dropout_p")
+TAMING_SIZES = {"chameleon-vq": CHAMELEON_SIZES, "movqgan": MOVQGAN_SIZES}
+TAMING_SHAPED = ("ch", "ch_mult", "num_res_blocks", "z_channels", "attention_levels")
 TAMING_FIXED: Mapping[str, Any] = {"double_z": False, "in_channels": 3, "out_ch": 3}
 TAMING_TRAINING = ("lossconfig", "ckpt_path", "ignore_keys", "image_key", "colorize_nlabels", "monitor", "dropout")
 """Fields that change nothing at inference."""
@@ -154,7 +156,7 @@ def load_chameleon_vq(
     Raises:
         ValueError: unknown size, or weights that do not fit (file, key, expected and actual shape).
     """
-    return _load_taming("chameleon-vq", weights, config, CHAMELEON_SIZES, device=device, dtype=dtype)
+    return _load_taming("chameleon-vq", weights, config, device=device, dtype=dtype)
 
 
 def load_movqgan(
@@ -168,38 +170,65 @@ def load_movqgan(
 
     Arguments and errors are those of ``load_chameleon_vq``; the named size is "movqgan-270M".
     """
-    return _load_taming("movqgan", weights, config, MOVQGAN_SIZES, device=device, dtype=dtype)
+    return _load_taming("movqgan", weights, config, device=device, dtype=dtype)
 
 
 def _load_taming(
     kind: str,
     weights: str | Path | Mapping[str, Any] | None,
     config: str | Mapping[str, Any] | None,
-    sizes: Mapping[str, Mapping[str, Any]],
     *,
     device: str | torch.device,
     dtype: torch.dtype | None,
 ) -> VQTokenizer:
-    state, fields, source = _read(weights, config, sizes, kind)
-    fields = fields.get("model", {}).get("params", fields)
-    given = dict(fields.get("ddconfig", {}))
-    shapes = _taming_fields(state)
-    _refuse_unknown(fields, {"ddconfig", "n_embed", "embed_dim", *TAMING_TRAINING}, source)
-    _refuse_unknown(given, {*shapes, *TAMING_FIXED, "resolution", "attn_resolutions", *TAMING_TRAINING}, source)
-    for field, value in TAMING_FIXED.items():
-        if given.get(field, value) != value:
-            raise ValueError(f"{source}: {field} expected {value}, got {given[field]}")
-    known = shapes | given
+    state, fields, source = _read(weights, config, TAMING_SIZES[kind], kind)
+    fields, given = _taming_given(fields, source)
+    known = _taming_fields(state) | given
     codes, code_width = state["quantize.embedding.weight"].shape
+    full = {"n_embed": codes, "embed_dim": code_width, **fields, "ddconfig": known}
     with torch.device("meta"):
-        model = build_taming(
-            kind, known, codes=fields.get("n_embed", codes), code_width=fields.get("embed_dim", code_width)
-        )
+        model = build_taming(kind, known, codes=full["n_embed"], code_width=full["embed_dim"])
     # taming's own training files keep the discriminator and the perceptual loss beside the model.
     state = {key: tensor for key, tensor in state.items() if not key.startswith("loss.")}
     fit(model, state, source=source, dtype=dtype, device=device)
-    model.config = dict(fields)
+    model.config = full
     return model.eval()
+
+
+def create_taming(kind: str, config: str | Mapping[str, Any]) -> VQTokenizer:
+    """A fresh ``chameleon-vq`` or ``movqgan``.
+
+    Args:
+        kind: which of them.
+        config: as ``load_chameleon_vq`` takes it, in full where it is a mapping: there are no weights to read it off.
+
+    Raises:
+        ValueError: an unknown size, or a field that is unknown or missing.
+    """
+    source = f"{kind} config"
+    fields = _named(config, TAMING_SIZES[kind], source) if isinstance(config, str) else config
+    fields, given = _taming_given(fields, source)
+    attention = "attention_levels" if "attention_levels" in given else "attn_resolutions"
+    needed = {"n_embed", "embed_dim", "ch", "ch_mult", "num_res_blocks", "z_channels", attention}
+    if attention == "attn_resolutions":
+        needed.add("resolution")
+    missing = sorted(needed - set(fields) - set(given))
+    if missing:
+        raise ValueError(f"{source}: missing {', '.join(missing)}")
+    return build_taming(kind, given, codes=fields["n_embed"], code_width=fields["embed_dim"])
+
+
+def _taming_given(fields: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The fields of an original yaml's mapping, and those of their ``ddconfig``; checked."""
+    fields = fields.get("model", {}).get("params", fields)
+    given = dict(fields.get("ddconfig", {}))
+    _refuse_unknown(fields, {"ddconfig", "n_embed", "embed_dim", *TAMING_TRAINING}, source)
+    known = {*TAMING_SHAPED, *TAMING_FIXED, "resolution", "attn_resolutions", *TAMING_TRAINING}
+    _refuse_unknown(given, known, source)
+    for field, value in TAMING_FIXED.items():
+        if given.get(field, value) != value:
+            raise ValueError(f"{source}: {field} expected {value}, got {given[field]}")
+    return fields, given
 
 
 def build_taming(kind: str, ddconfig: Mapping[str, Any], *, codes: int, code_width: int) -> VQTokenizer:

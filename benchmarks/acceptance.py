@@ -17,6 +17,7 @@ import torch
 
 from hybrid.compare import load_note
 from hybrid.data.concepts import EVERYDAY
+from hybrid.loss_plot import can_plot
 from hybrid.phases import ar_prefix
 from hybrid.pipeline import HybridPipeline
 from hybrid.request import find_sampling
@@ -122,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.pictures < 1:
             raise ValueError(f"--pictures {arguments.pictures}: must be at least 1")
+        if not can_plot():
+            raise ValueError('the figure needs matplotlib: pip install "hybrid-imagegen[plots]"')
         pipe = HybridPipeline.from_pretrained(arguments.pair)
         names = pipe.classes or EVERYDAY
         prompts = [names[number % len(names)] for number in range(arguments.pictures)]

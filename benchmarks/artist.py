@@ -126,6 +126,9 @@ class Artist:
         network: makes the features.
         cache: folder of the batch files.
         told: called with (what, done, total) after each batch.
+
+    Raises:
+        ValueError: an AR model with codes of its own, which figures would take for the masked model's.
     """
 
     def __init__(
@@ -137,6 +140,12 @@ class Artist:
         *,
         told: Told = lambda what, done, total: None,
     ) -> None:
+        alignment = pipeline.sampler.alignment
+        if pipeline.ar_tokenizer is not None and (alignment is None or alignment.kind != "identity"):
+            raise ValueError(
+                f"{pipeline.name}: its AR model has codes of its own (ar_tokenizer), which figures cannot compare; "
+                "draw with hybrid-bench sample and score with hybrid-bench fid"
+            )
         self.pipeline, self.network, self.cache, self.told = pipeline, network, cache, told
         self._weights = tuple(sorted(weights.items()))
 

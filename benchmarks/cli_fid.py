@@ -46,6 +46,13 @@ def _fid(arguments: argparse.Namespace) -> int:
 
     if arguments.no_inception and arguments.clip is None:
         raise ValueError("--no-inception: leaves nothing to do without --clip FILE")
+    for name, home in (("split", "reference"), ("prompts", "clip"), ("clip_model", "clip")):
+        if getattr(arguments, name) is not None and getattr(arguments, home) is None:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option}: does nothing without --{home}; add it, or leave {option} out")
+    for name in ("reference", "inception"):
+        if arguments.no_inception and getattr(arguments, name) is not None:
+            raise ValueError(f"--{name}: does nothing with --no-inception; leave one of them out")
     use_threads(arguments.threads)
     device = find_device(arguments.device)
     drawn = open_set(arguments.samples)
@@ -84,7 +91,7 @@ def _reference(arguments: argparse.Namespace, network: Any, bars: Any) -> Any:
     path = arguments.reference
     if path is None:
         return None
-    if path.is_file() and path.suffix == ".npz":
+    if path.is_file() and path.suffix == ".npz" and arguments.split is None:
         held = read_moments(path)
         if held is not None:
             return held

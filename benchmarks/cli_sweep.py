@@ -80,6 +80,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from .publish import publish
     from .sweep import STAGES, Runner
 
+    if arguments.only == "report" and arguments.again:
+        raise ValueError("--again: throws rows away, and --only report measures none; leave one of them out")
     use_threads(arguments.threads)
     console = Console(stderr=True)
     if arguments.only == "report":
@@ -183,6 +185,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _recommend(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from hybrid.cli_options import DEFAULT_CONFIG
     from hybrid.recommend import recommend
 
     choice = recommend(arguments.report, quality=arguments.min_fidelity, max_ms=arguments.max_ms, batch=arguments.batch)
@@ -197,6 +200,8 @@ def _recommend(arguments: argparse.Namespace) -> int:
     print("pipeline(prompt, " + ", ".join(f"{name}={value!r}" for name, value in settings.items()) + ")")
     named = {"guidance" if name == "guidance_scale" else name.replace("_", "-"): settings[name] for name in settings}
     flags = [f"--{name} {shlex.quote(str(value))}" for name, value in named.items()]
+    if choice.pair not in (None, DEFAULT_CONFIG):
+        flags.insert(0, f"--config {shlex.quote(choice.pair)}")
     print(" ".join(["hybrid-generate PROMPT", *flags, *(["--compile"] if choice.compile else [])]))
     return 0
 
@@ -208,20 +213,13 @@ def _sample(arguments: argparse.Namespace) -> int:
     from hybrid.pipeline import HybridPipeline
 
     from .artist import pair_weights
-    from .points import arguments as known
     from .sample import draw_parts, merge, prepare
 
     if arguments.n < 1:
         raise ValueError(f"-n {arguments.n}: must be at least 1")
     if arguments.seed < 0:
         raise ValueError(f"--seed {arguments.seed}: must be 0 or above")
-    try:
-        settings = json.loads(arguments.settings)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--settings: not JSON ({error})") from None
-    wrong = [name for name in settings if name not in known() or name in ("dtype", "compile")]
-    if wrong:
-        raise ValueError(f"--settings: unknown {wrong[0]!r}; use arguments of HybridPipeline")
+    settings = read_settings(arguments.settings)
     weights = pair_weights(arguments.pair)
     state = PartialState(cpu=arguments.cpu)
     pipeline = HybridPipeline.from_pretrained(arguments.pair, device=state.device, dtype=arguments.dtype)
@@ -247,6 +245,32 @@ def _sample(arguments: argparse.Namespace) -> int:
         print(merge(arguments.out, prompts, arguments.n))
     state.destroy_process_group()
     return 0
+
+
+def read_settings(text: str) -> dict[str, Any]:
+    """Arguments of ``HybridPipeline`` as ``--settings`` gives them.
+
+    Raises:
+        ValueError: not JSON, no mapping, an unknown argument, or a value of another type.
+    """
+    from .artist import ARGUMENTS
+    from .points import PATHS
+    from .points import arguments as known
+
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--settings: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f'--settings {text}: give arguments of HybridPipeline by name, for example {{"steps": 8}}')
+    types: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int)}
+    for name, value in found.items():
+        if name not in known() or name in PATHS:
+            raise ValueError(f"--settings: unknown {name!r}; use arguments of HybridPipeline")
+        kind = str(ARGUMENTS[name].annotation).removesuffix(" | None")
+        if value is not None and type(value) not in types[kind]:
+            raise ValueError(f"--settings: {name} expected {kind}, got {json.dumps(value)}")
+    return found
 
 
 def _prompts(path: Path | None, pipeline: Any) -> list[str | int]:

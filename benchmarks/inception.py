@@ -14,6 +14,7 @@ itself was run here only on random weights; the two formulas are tested by close
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,12 +159,16 @@ def read_moments(path: Path) -> Moments | None:
     """The moments that a ``.npz`` carries as ``mu`` and ``sigma`` (ADM's reference batches, pytorch-fid), or None.
 
     Raises:
-        ValueError: arrays that do not fit together.
+        ValueError: no ``.npz``, or arrays that do not fit together.
     """
-    with np.load(path, allow_pickle=False) as held:
-        if not {"mu", "sigma"} <= set(held.files):
-            return None
-        mean, cov = held["mu"], held["sigma"]
+    try:
+        # Opened as a zip file first, since numpy takes other files too.
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as held:
+            if not {"mu", "sigma"} <= set(held.files):
+                return None
+            mean, cov = held["mu"], held["sigma"]
+    except (zipfile.BadZipFile, EOFError):
+        raise ValueError(f"{path}: truncated or not .npz") from None
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise ValueError(f"{path}: mu {mean.shape} and sigma {cov.shape} do not fit together")
     return Moments(mean.astype(np.float64), cov.astype(np.float64), None)

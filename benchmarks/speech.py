@@ -106,20 +106,21 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows: as ``say_and_draw`` gives them.
 
     Returns:
-        ``prompts``; ``word_error_rate`` (errors over words); ``exact`` and ``nearest`` (share heard as said, and share
-        whose letters are nearest to the right one of ``PROMPTS``); ``seconds`` of each stage with ``count``,
-        ``median``, ``p90``, ``max`` and, where there is a limit, the share ``within`` it.
+        ``prompts``; ``word_error_rate`` (errors over words); ``exact`` (share heard as said); ``nearest`` and
+        ``refused`` (share of which ``hybrid-speak`` draws the right one where ``PROMPTS`` are its vocabulary, and how
+        many it draws nothing of); ``seconds`` of each stage with ``count``, ``median``, ``p90``, ``max`` and, where
+        there is a limit, the share ``within`` it.
     """
     from hybrid.speech import nearest
 
     told = [(words(row["prompt"]), words(row["heard"])) for row in rows]
+    near = [nearest(row["heard"], list(PROMPTS)) for row in rows]
     found: dict[str, Any] = {
         "prompts": len(rows),
         "word_error_rate": round(sum(errors(a, b) for a, b in told) / sum(len(a) for a, _ in told), 3),
         "exact": round(sum(a == b for a, b in told) / len(rows), 3),
-        "nearest": round(
-            sum(nearest(row["heard"], list(PROMPTS), least=0.0) == row["prompt"] for row in rows) / len(rows), 3
-        ),
+        "nearest": round(sum(one == row["prompt"] for one, row in zip(near, rows, strict=True)) / len(rows), 3),
+        "refused": near.count(None),
         "seconds": {},
     }
     for stage in STAGES:

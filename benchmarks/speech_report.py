@@ -205,9 +205,15 @@ def page(report: Mapping[str, Any]) -> str:
         f"{entry['load']} before and {entry['load_at_end']} after" for entry in report["machines"].values()
     )
     recognition = _table(
-        ("voice", "prompts", "word error rate", "heard as said", "nearest prompt is the right one"),
+        ("voice", "prompts", "word error rate", "heard as said", "nearest prompt is the right one", "refused"),
         [
-            (name, f["prompts"], f"{f['word_error_rate']:.2f}", _share(f["exact"]), _share(f["nearest"]))
+            (
+                name,
+                f["prompts"],
+                f"{f['word_error_rate']:.2f}",
+                *(_share(f[key]) for key in ("exact", "nearest")),
+                f["refused"],
+            )
             for name, f in sums.items()
         ],
     )
@@ -254,6 +260,7 @@ commit {machine["commit"]}, {machine["time"]}.
 {recognition}
 
 "Nearest prompt" is what `hybrid-speak --vocabulary` would have drawn, given the {count} prompts as its captions.
+"Refused" counts what is so unlike all of them that it draws nothing.
 
 ## Seconds
 

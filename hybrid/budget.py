@@ -18,7 +18,7 @@ class Budget:
     Attributes:
         batch: pictures at once.
         need: of that batch, in bytes.
-        layers: bytes that the weights may take on the device, where the AR model's must lie elsewhere in part.
+        layers: bytes that the AR model's weights may take on the device, where they must lie elsewhere in part.
     """
 
     batch: int
@@ -28,7 +28,8 @@ class Budget:
     def __str__(self) -> str:
         """In words."""
         if self.layers is not None:
-            return f"1 picture at once; {self.layers / 1e9:.2f} GB of the weights on the device, the others beside it"
+            held = f"{self.layers / 1e9:.2f} GB of the AR model's weights"
+            return f"1 picture at once; at most {held} on the device, the rest of them elsewhere"
         pictures = "1 picture at once needs" if self.batch == 1 else f"{self.batch} pictures at once need"
         return f"{pictures} {self.need.peak / 1e9:.2f} GB"
 
@@ -40,7 +41,7 @@ def fit(plan: Callable[[int], Memory], limit: float, most: int, *, offload: bool
         plan: what a batch of so many pictures needs; rises with it.
         limit: bytes.
         most: pictures.
-        offload: where one picture does not fit, keep as many weights on the device as leave room to draw it.
+        offload: where one picture does not fit, keep as much of the AR model on the device as leaves room to draw it.
 
     Raises:
         ValueError: one picture needs more; the message tells how much.
@@ -48,8 +49,8 @@ def fit(plan: Callable[[int], Memory], limit: float, most: int, *, offload: bool
     need = plan(1)
     if need.peak > limit:
         weights = sum(need.weights.values())
-        room = int(limit) - (need.peak - weights)
-        if offload and room > weights - need.weights.get("ar", 0):
+        room = int(limit) - (need.peak - need.weights.get("ar", 0))
+        if offload and room > 0:
             return Budget(1, need, room)
         raise ValueError(
             f"max_memory {limit / 1e9:g} GB: one picture needs {need.peak / 1e9:.2f} GB "

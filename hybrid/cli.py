@@ -120,9 +120,11 @@ def _run(options: argparse.Namespace) -> int:
 
         print(f"hybrid-generate {__version__}")
         return 0
-    if options.plan_memory:
-        return _plan_memory(options)
     request = _request(options)
+    if options.plan_memory:
+        from hybrid.cli_memory import plan_memory
+
+        return plan_memory(options, request)
     from hybrid.pairing import find_pair
     from hybrid.picture_files import plan_files
 
@@ -131,22 +133,6 @@ def _run(options: argparse.Namespace) -> int:
     from hybrid.cli_draw import compare, draw
 
     return compare(options, request, files[0]) if options.compare else draw(options, request, files)
-
-
-def _plan_memory(options: argparse.Namespace) -> int:
-    """Print the memory of a pairing, worked out from shapes."""
-    from hybrid.memory import plan_pair, table
-    from hybrid.pairing import find_pair, read_pair
-    from hybrid.request import DTYPES
-
-    name, dtype, batch = options.config or DEFAULT_CONFIG, options.dtype or "bf16", options.n or 1
-    if dtype not in DTYPES:
-        raise ValueError(f"--plan-memory: --dtype {dtype}: use {', '.join(DTYPES)}")
-    if batch < 1:
-        raise ValueError(f"-n {batch}: must be at least 1")
-    print(f"{name}, {dtype}, pictures at once: {batch}")
-    print(table(plan_pair(read_pair(find_pair(name)), DTYPES[dtype], batch=batch)))
-    return 0
 
 
 def _request(options: argparse.Namespace) -> Request:
@@ -202,6 +188,8 @@ def _request(options: argparse.Namespace) -> Request:
             if given is not None and name not in inputs and not options.compare:
                 arguments[name] = str(unchanged(given, f"--{name}"))
                 inputs[name] = given
+    if not prompts and options.plan_memory:
+        prompts = ["any"]  # only how many there are counts
     if not prompts:
         raise ValueError('no prompt; say what to draw, as in: hybrid-generate "a red apple"')
     if any(not prompt.strip() for prompt in prompts):

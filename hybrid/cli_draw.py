@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from hybrid import __version__
-from hybrid.budget import Budget, fit
+from hybrid.budget import Budget
+from hybrid.cli_memory import find_budget
 from hybrid.compare import DEFAULT_METHODS, METHODS, compare_picture, load_note, race
-from hybrid.dtypes import FASTEST, find_types
-from hybrid.memory import plan_pair
-from hybrid.pairing import INDEX, find_pair, read_pair
+from hybrid.dtypes import find_types
+from hybrid.pairing import INDEX
 from hybrid.picture_files import PictureSettings, write_picture
 from hybrid.pipeline import HybridPipeline
-from hybrid.request import METHODS as METHOD_FRACTIONS
-from hybrid.request import as_defaults, find_device
+from hybrid.request import as_defaults, carried_over, find_device
 from hybrid.types import FROM_AR, FROM_INPUT, PHASES, Generation
 
 if TYPE_CHECKING:
@@ -82,34 +79,6 @@ def _progress(options: argparse.Namespace, config: str) -> Iterator[_Steps]:
         yield _Steps(progress, progress.add_task(f"loading {Path(config).name}", total=None))
 
 
-def _budget(options: argparse.Namespace, request: Request) -> Budget | None:
-    """What fits into --max-memory, told on standard error; None without it."""
-    if options.max_memory is None:
-        return None
-    if not options.max_memory > 0:
-        raise ValueError(f"--max-memory {options.max_memory:g}: must be above 0 GB")
-    device, asked = find_device(options.device), request.arguments
-    # A type that is still to be measured counts as the widest one.
-    types = find_types("fp32" if request.dtype == FASTEST else request.dtype, device)
-    fraction = METHOD_FRACTIONS.get(asked.get("method", "hybrid")) or asked.get("ar_fraction")
-    if asked.get("method") == "masked":
-        fraction = 0.0
-    guidance = asked.get("guidance_scale")
-    plan = partial(
-        plan_pair,
-        read_pair(find_pair(request.config)),
-        max((types.ar, types.masked, types.decode), key=lambda dtype: dtype.itemsize),
-        size=(asked["height"], asked["width"]) if "height" in asked and "width" in asked else None,
-        ar_fraction=fraction,
-        guided=None if guidance is None else guidance != 1,
-    )
-    most = min(options.batch, len(request.prompts))
-    budget = fit(lambda batch: plan(batch=batch), options.max_memory * 1e9, most, offload=device.type == "cuda")
-    if not options.quiet or budget.layers is not None:
-        print(f"hybrid-generate: --max-memory {options.max_memory:g}: {budget}", file=sys.stderr)
-    return budget
-
-
 def _load(options: argparse.Namespace, request: Request, budget: Budget | None = None) -> HybridPipeline:
     places: dict[str, Any] = {}
     if budget is not None and budget.layers is not None:
@@ -129,10 +98,7 @@ def _load(options: argparse.Namespace, request: Request, budget: Budget | None =
         **places,
     )
     if request.source is not None:
-        drawing, own = request.source.drawing, pipe.defaults
-        if options.compare and drawing.method not in ("hybrid", "refined"):
-            drawing = drawing.model_copy(update={"method": "hybrid", "ar_fraction": own.ar_fraction})
-        pipe.defaults = drawing
+        pipe.defaults = carried_over(request.source.drawing, pipe.defaults)
     return pipe
 
 
@@ -143,7 +109,7 @@ def draw(options: argparse.Namespace, request: Request, files: Sequence[Path]) -
     tokens: Counter[str] = Counter()
     saved: list[PictureSettings] = []
     lossy = None
-    budget = _budget(options, request)
+    budget = find_budget(options, request)
     batch = options.batch if budget is None else budget.batch
     with _progress(options, request.config) as steps:
         pipe = _load(options, request, budget)
@@ -196,7 +162,7 @@ def _origins(result: Generation) -> dict[str, int]:
 
 def _settings(pipe: HybridPipeline, request: Request, result: Generation, place: int, prompt: str) -> PictureSettings:
     """What repeats one picture of a result."""
-    told = result.settings
+    picture, told = result.images[place], result.settings
     tokens = result.tokens[place].to("cpu", torch.int32).numpy().astype("<i4")
     local = Path(request.config).expanduser()
     is_local = local.is_file() or (local / INDEX).is_file()
@@ -206,8 +172,8 @@ def _settings(pipe: HybridPipeline, request: Request, result: Generation, place:
         prompt=prompt,
         negative_prompt=told["negative_prompt"],
         seed=told["seeds"][place],
-        height=told["grid"][0] * pipe.tokenizer.factor,
-        width=told["grid"][1] * pipe.tokenizer.factor,
+        height=picture.height,
+        width=picture.width,
         drawing=as_defaults(told, pipe.defaults),
         dtype=str(find_types(told["dtype"], pipe.device)),
         quantize=pipe.quantized,

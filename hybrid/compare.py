@@ -96,12 +96,18 @@ def race(
         tell: called before each run with its method, the runs done and their total.
 
     Raises:
-        ValueError: an unknown method, a model is missing, or arguments that the pipeline refuses.
+        ValueError: an unknown method, an argument that no chosen method takes, a missing model, or arguments that the
+            pipeline refuses.
     """
     for method in methods:
         if method not in METHODS:
             raise ValueError(f"--methods: {method!r} is none of {', '.join(METHODS)}")
     chosen = [method for place, method in enumerate(METHODS) if method in methods or place == 0]
+    for key in arguments:
+        if not set(chosen) & set(OWN.get(key, METHODS)):
+            raise ValueError(
+                f"{key}: belongs to method {' or '.join(OWN[key])}; name it in --methods, or leave {key} out"
+            )
     for model, name in ((pipe.ar, "AR"), (pipe.masked, "masked")):
         if model is None:
             raise ValueError(f"--compare needs an AR and a masked model; {pipe.name} has no {name} model")

@@ -2,8 +2,9 @@
 
 The models' own passes are run on the meta device, where tensors have shapes and no bytes, and what is alive at once is
 counted; nothing is loaded or computed. Left out are what the allocator keeps beside the tensors, a text encoder's
-activations, and drafts, verification and refinement. Attention is taken to be fused, so that it keeps no table of
-scores. This file knows the protocols' calls, and how each kind is built from the name of a size.
+activations, drafts, verification and refinement, and what carries a prefix through pixels. Attention is taken to be
+fused, so that it keeps no table of scores. This file knows the protocols' calls, and how each kind is built from the
+name of a size.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybrid.config import PairConfig
 from hybrid.pairing import COMPONENTS
+from hybrid.request import find_grid
+from hybrid.transcode import same_picture
 from hybrid.types import MASK, Grid
 
 DRAW_BYTES = 20
@@ -100,13 +103,20 @@ def counted() -> Iterator[Alive]:
 
 
 def work_out(
-    parts: Mapping[str, Any], grid: Grid, *, batch: int = 1, ar_tokens: int | None = None, guided: bool = True
+    parts: Mapping[str, Any],
+    grid: Grid,
+    *,
+    ar_grid: Grid | None = None,
+    batch: int = 1,
+    ar_tokens: int | None = None,
+    guided: bool = True,
 ) -> Memory:
     """The memory of a request.
 
     Args:
         parts: components by their names in a pairing, on the meta device, in the type that they are to run in.
-        grid: the token grid of both models.
+        grid: the finished picture's tokens.
+        ar_grid: the AR model's, where its tokenizer makes another grid of the same picture.
         batch: pictures at once.
         ar_tokens: tokens that the AR model writes; None is a quarter, or all without a masked model.
         guided: whether each picture is drawn twice, with and without what is asked for.
@@ -118,7 +128,8 @@ def work_out(
     """
     ar, masked, tokenizer = (parts.get(name) for name in ("ar", "masked", "tokenizer"))
     rows = batch * (2 if guided else 1)
-    length = ar_tokens if ar_tokens is not None else grid.places // (1 if masked is None else 4)
+    ar_grid = ar_grid or grid
+    length = ar_tokens if ar_tokens is not None else ar_grid.places // (1 if masked is None else 4)
     once = {id(part): (name, part) for name, part in reversed(list(parts.items())) if part is not None}
     weights = {name: module_bytes(part) for name, part in reversed(list(once.values()))}
     cache, phases = 0, {}
@@ -127,11 +138,12 @@ def work_out(
     capacity = grid.places if handed_over else length
     if ar is not None and length:
         with counted() as alive:
-            logits, state = ar.prefill(conditions(ar, rows, grid, mask_device="cpu"), capacity)
+            logits, state = ar.prefill(conditions(ar, rows, ar_grid, mask_device="cpu"), capacity)
         cache = sum(tensor.nbytes for tensor in state.cache.tensors)
         phases["prefix"] = alive.peak - cache + batch * logits.shape[-1] * DRAW_BYTES
-    if masked is not None and length < grid.places:
-        phases["fill"] = _fill(masked, rows, batch, grid, grid.places - length) + (cache if handed_over else 0)
+    if masked is not None and length < ar_grid.places:
+        unknown = grid.places - length * grid.places // ar_grid.places
+        phases["fill"] = _fill(masked, rows, batch, grid, unknown) + (cache if handed_over else 0)
     if tokenizer is not None:
         width = tokenizer.codebook_kd.shape[1]
         weight = next(tokenizer.parameters())
@@ -190,8 +202,10 @@ def plan_pair(
     dtype: torch.dtype = torch.bfloat16,
     *,
     batch: int = 1,
-    size: tuple[int, int] | None = None,
+    height: int | None = None,
+    width: int | None = None,
     ar_fraction: float | None = None,
+    ar_tokens: int | None = None,
     guided: bool | None = None,
 ) -> Memory:
     """The memory of a pairing, without its files: each component must name its size.
@@ -200,30 +214,38 @@ def plan_pair(
         pair: the pairing.
         dtype: of all parts.
         batch: pictures at once.
-        size: pixels (height, width); None is the pairing's own grid.
+        height, width: of a picture, in pixels; None is the pairing's own grid.
         ar_fraction: share of the tokens by the AR model; None is the pairing's default.
+        ar_tokens: the same as a number of tokens.
         guided: whether there is guidance; None is as the pairing's defaults have it.
 
     Raises:
-        ValueError: as ``build`` and ``work_out``; or a pairing that leaves its grid to the checkpoint.
+        ValueError: as ``build`` and ``work_out``; a pairing that leaves its grid to the checkpoint; a size, share or
+            number of tokens out of range.
     """
     named = {name: getattr(pair, name) for name in COMPONENTS}
     parts = {name: build(part.kind, part.config, dtype) for name, part in named.items() if part is not None}
     if pair.masked is not None and pair.masked == pair.ar:
         parts["masked"] = parts["ar"]  # one network for both
     lead: Any = parts.get("masked", parts.get("ar"))
-    grid = getattr(lead, "grid", None) if pair.grid is None else Grid(*pair.grid)
-    if size is not None:
-        factor: Any = parts["tokenizer"].factor
-        grid = Grid(size[0] // factor, size[1] // factor)
+    factor: Any = parts["tokenizer"].factor
+    own = getattr(lead, "grid", None) if pair.grid is None else Grid(*pair.grid)
+    grid = find_grid(height, width, factor) or own
     if grid is None:
         raise ValueError("memory: the pairing names no grid")
+    ar_factor: Any = parts.get("ar_tokenizer", parts["tokenizer"]).factor
+    ar_grid = same_picture(grid, factor, ar_factor)
     defaults = pair.defaults
     fraction = defaults.ar_fraction if ar_fraction is None else ar_fraction
     fraction = 1 if pair.masked is None else 0 if pair.ar is None else fraction
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"ar_fraction {fraction:g}: must be in [0, 1]")
+    length = round(ar_grid.places * fraction) if ar_tokens is None else ar_tokens
+    if not 0 <= length <= ar_grid.places:
+        raise ValueError(f"ar_tokens {length}: must be 0..{ar_grid.places} for a {ar_grid} grid")
     if guided is None:
         guided = any(phase.guidance_scale != 1 for phase in (defaults.ar, defaults.masked))
-    return work_out(parts, grid, batch=batch, ar_tokens=round(grid.places * fraction), guided=guided)
+    return work_out(parts, grid, ar_grid=ar_grid, batch=batch, ar_tokens=length, guided=guided)
 
 
 def build(kind: str, config: str | Mapping[str, Any] | None, dtype: torch.dtype) -> nn.Module:
@@ -249,10 +271,9 @@ def _lumina(config: Any) -> nn.Module:
 
 
 def _taming(kind: str, config: Any) -> nn.Module:
-    from hybrid.adapters.vq import CHAMELEON_SIZES, MOVQGAN_SIZES, build_taming
+    from hybrid.adapters.vq import create_taming
 
-    fields = (CHAMELEON_SIZES if kind == "chameleon-vq" else MOVQGAN_SIZES)[config]
-    return build_taming(kind, fields["ddconfig"], codes=fields["n_embed"], code_width=fields["embed_dim"])
+    return create_taming(kind, config)
 
 
 def _flan_t5_xl(config: Any) -> nn.Module:

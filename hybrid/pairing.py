@@ -87,6 +87,12 @@ def _classes_of(name: str, path: Path) -> Any:
     return classes
 
 
+def is_shipped(path: Path) -> bool:
+    """Whether the pairing that a file describes comes with this package."""
+    homes = [Path(str(files(package))).resolve() for package in ("hybrid.pretrained", "hybrid.configs")]
+    return any(path.resolve().is_relative_to(home) for home in homes)
+
+
 def pair_name(path: Path) -> str:
     """What results and errors call the pairing that a file describes."""
     return path.resolve().parent.name if path.name == INDEX else path.stem

@@ -121,14 +121,14 @@ class HybridPipeline:
         from hybrid.adapters import load
 
         where = find_device(device)
-        choice = find_choice(auto, quality, max_ms)
+        path = find_pair(name)
+        choice = find_choice(auto, quality, max_ms, path)
         if choice is not None:
             dtype = choice.dtype if dtype == "auto" else dtype
             compile = compile or choice.compile
         if dtype == FASTEST and (compile or quantize is not None or device_map is not None):
             raise ValueError("dtype fastest: measures plain networks; name the types, or leave the other option out")
         kept = find_types("auto" if dtype == FASTEST else dtype, where)
-        path = find_pair(name)
         config = read_pair(path, overrides)
         if not (device_map is None and max_memory is None and offload_folder is None):
             check_spread(device_map, compiled=compile, quantized=quantize is not None, ar=config.ar is not None)

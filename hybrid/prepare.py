@@ -88,16 +88,18 @@ def prepare(
     drafted = verify is not None and verify.draft == "masked"
     pure_ar = sampler.masked is None or (ar_fraction == 1 and grid is not None and not drafted)
     lead: Any = sampler.ar if pure_ar and sampler.ar is not None else sampler.masked
+    if pure_ar and grid is not None:
+        grid = ar_grid(sampler, grid)
     device = device_of(lead, sampler.tokenizer)
     asked, null = _condition(lead, prompts, negative, grid, len(generators))
     shape = asked.grid
     ar_shape = ar_grid(sampler, shape) if lead is sampler.masked else shape
-    length = _prefix_length(sampler, ar_fraction, ar_tokens, ar_shape, inpainting=tokens is not None)
-    only_ar = length == ar_shape.places
+    length = known = _prefix_length(sampler, ar_fraction, ar_tokens, ar_shape, inpainting=tokens is not None)
+    if length < ar_shape.places:
+        length, known = _whole_rows(sampler, length, ar_shape, shape, exactly=ar_tokens is not None)
+    only_ar = length == ar_shape.places  # a share near 1 may have become all rows
     if only_ar:
         shape = ar_shape
-    else:
-        length, known = _whole_rows(sampler, length, ar_shape, shape, exactly=ar_tokens is not None)
     _check_judge(sampler, verify, refine, only_ar=only_ar)
     if length and not only_ar:
         counts(fill.schedule, fill.steps, shape.places, known, fill.resume)  # raises before the prefix runs

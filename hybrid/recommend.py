@@ -27,6 +27,7 @@ class Choice:
         seconds: median of one request.
         speedup: over the AR model.
         fidelity: see ``hybrid.benchmarks.report``; None where the report has only times.
+        pair: the pairing that was measured, as its sweep names it; None where the report does not say.
     """
 
     label: str
@@ -37,6 +38,7 @@ class Choice:
     seconds: float
     speedup: float
     fidelity: float | None
+    pair: str | None
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
@@ -110,6 +112,7 @@ def recommend(
 
 
 def _choices(content: Mapping[str, Any], batch: int | None) -> Any:
+    pair = content.get("header", {}).get("pair")
     for row in content["rows"]:
         if row["region"] != "all":
             continue
@@ -125,6 +128,7 @@ def _choices(content: Mapping[str, Any], batch: int | None) -> Any:
                     times["median"],
                     times["speedup"],
                     row["fidelity"],
+                    pair,
                 )
 
 

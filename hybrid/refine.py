@@ -27,7 +27,7 @@ class Refine:
     Attributes:
         rounds: times that it is scored and refilled.
         redraw: share of the masked model's tokens that each round draws anew.
-        steps: masked passes of each round.
+        steps: masked passes of each round; fewer where an image has fewer places to draw anew.
 
     Raises:
         ValueError: fewer than 1 round or step, a share outside (0, 1].
@@ -57,10 +57,15 @@ def log_likelihood(
     return logits_bnk.float().log_softmax(-1).gather(-1, tokens_bn[..., None])[..., 0]
 
 
+def count_redrawn(open_bn: Tensor, share: float) -> Tensor:
+    """How many places the share of each image's open ones is, rounded up."""
+    return (open_bn.sum(1) * share).ceil().long()
+
+
 def least_likely(log_p_bn: Tensor, open_bn: Tensor, share: float) -> Tensor:
     """True at the ``share`` of each image's open places (rounded up) with the lowest log p; the first of equals."""
     ranked_bn = log_p_bn.masked_fill(~open_bn, torch.inf).argsort(dim=1, stable=True)
-    count_b = (open_bn.sum(1) * share).ceil().long()
+    count_b = count_redrawn(open_bn, share)
     chosen_bn = torch.arange(log_p_bn.shape[1], device=log_p_bn.device) < count_b[:, None]
     return torch.zeros_like(open_bn).scatter(1, ranked_bn, chosen_bn)
 
@@ -94,7 +99,7 @@ def refine_tokens(
         uniforms_bt2n: for each masked pass of all rounds, uniforms of the tokens and of the order, by place.
         prefix: the AR model's guidance.
         fill: how the masked model draws; ``refine`` sets its steps.
-        refine: rounds, share and steps.
+        refine: rounds, share and steps; there are never more passes than places that an image draws anew.
         alignment: how the tokenizers align, where there are two; only the identity is allowed.
         callback: called after each masked pass with a ``Step`` of phase ``refill``.
         phase: entered with ``score`` around each AR pass and ``refill`` around each refill, to keep times.
@@ -108,16 +113,18 @@ def refine_tokens(
     """
     if alignment is not None and alignment.kind != "identity":
         raise ValueError(f"refinement needs one tokenizer for both models, not {alignment.kind!r} alignment")
-    again = replace(fill, steps=refine.steps)
+    redrawn = [count for count in count_redrawn(open_bn, refine.redraw).tolist() if count]
+    steps = min([refine.steps, *redrawn])
+    again = replace(fill, steps=steps)
     pass_bn = torch.zeros_like(tokens_bn)
     for round_ in range(refine.rounds):
-        done = round_ * refine.steps
+        done = round_ * steps
         with phase("score"):
             log_p_bn = log_likelihood(ar, ar_condition, ar_null, tokens_bn, prefix)
             unlikely_bn = least_likely(log_p_bn, open_bn, refine.redraw)
 
         def told(step: Step, done: int = done) -> None:
-            total = refine.rounds * refine.steps
+            total = refine.rounds * steps
             report(callback, Step("refill", done + step.index, total, step.tokens_bn, step.grid))
 
         with phase("refill"):
@@ -126,9 +133,9 @@ def refine_tokens(
                 condition,
                 null,
                 tokens_bn.masked_fill(unlikely_bn, MASK),
-                uniforms_bt2n[:, done : done + refine.steps],
+                uniforms_bt2n[:, done : done + steps],
                 again,
                 told,
             )
         pass_bn = torch.where(written_bn > 0, done + written_bn, pass_bn)
-    return tokens_bn, pass_bn, {"ar": refine.rounds, "masked": refine.rounds * refine.steps}
+    return tokens_bn, pass_bn, {"ar": refine.rounds, "masked": refine.rounds * steps}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hybrid.config import DefaultsConfig, PhaseConfig
+from hybrid.pairing import is_shipped, pair_name
 from hybrid.phases import Sampling
 from hybrid.pictures import from_pil, mask_from_pil
 from hybrid.recommend import Choice, recommend
@@ -205,18 +206,28 @@ def find_zipar(method: str, window: int | None, defaults: DefaultsConfig) -> Zip
     return ZipAR(own if window is None else window)
 
 
-def find_choice(auto: str | Path | None, quality: float | None, max_ms: float | None) -> Choice | None:
-    """What a report recommends, or None without one.
+def find_choice(auto: str | Path | None, quality: float | None, max_ms: float | None, path: Path) -> Choice | None:
+    """What a report recommends for the pairing that ``path`` describes, or None without one.
+
+    That the report is of this pairing is checked by name, and of shipped ones alone: one's own may be copied and
+    renamed, and to hash its weights takes long.
 
     Raises:
-        ValueError: a limit without a report; see ``hybrid.recommend`` for the others.
+        ValueError: a limit without a report; a shipped pairing and the report of another one; see
+            ``hybrid.recommend`` for the others.
     """
     if auto is None:
         for name, value in (("quality", quality), ("max_ms", max_ms)):
             if value is not None:
                 raise ValueError(f"{name}: says what auto must reach; give auto a report of hybrid-bench run")
         return None
-    return recommend(auto, quality=0.95 if quality is None and max_ms is None else quality, max_ms=max_ms)
+    choice = recommend(auto, quality=0.95 if quality is None and max_ms is None else quality, max_ms=max_ms)
+    name, measured = pair_name(path), choice.pair
+    if measured is not None and is_shipped(path) and pair_name(Path(measured)) != name:
+        raise ValueError(
+            f"auto: the report is of {measured}, not of {name}; load {measured}, or give a report of {name}"
+        )
+    return choice
 
 
 PHASE_ARGUMENTS = ("guidance_scale", "guidance_kind", "guidance_floor", "temperature", "top_k", "top_p")
@@ -245,7 +256,7 @@ def as_defaults(settings: Mapping[str, Any], defaults: DefaultsConfig) -> Defaul
 
     Args:
         settings: of a ``Generation`` that ``HybridPipeline`` returned.
-        defaults: what the pipeline had; it stays for a phase that did not run.
+        defaults: what the pipeline had; it stays for a phase that did not run, and where the method fixes the fraction.
     """
     fields = defaults.model_dump()
     fraction, fill = settings["ar_fraction"], settings["fill"]
@@ -259,13 +270,31 @@ def as_defaults(settings: Mapping[str, Any], defaults: DefaultsConfig) -> Defaul
         fields |= {"method": "refined", "rounds": refine["rounds"], "redraw": refine["redraw"]}
     if settings["zipar"] is not None:
         fields |= {"method": "zipar", "window": settings["zipar"]["window"]}
-    fields["ar_fraction"], fields["tile"] = fraction, settings["tile"]
+    fields["tile"] = settings["tile"]
+    if METHODS[fields["method"]] is None:
+        fields["ar_fraction"] = fraction
     if settings["prefix"] is not None:
         fields["ar"] = _phase(settings["prefix"])
     if fill is not None:
         fields["masked"] = _phase(fill["sampling"])
-        fields |= {key: fill[key] for key in ("steps", "schedule", "resume", "order", "noise", "reuse")}
+        filled = ("steps",) if verify is None else ()  # drafts are no passes of a fill
+        fields |= {key: fill[key] for key in (*filled, "schedule", "resume", "order", "noise", "reuse")}
     return DefaultsConfig.model_validate(fields)
+
+
+def carried_over(drawing: DefaultsConfig, defaults: DefaultsConfig) -> DefaultsConfig:
+    """What a picture was drawn with, as defaults that serve other methods too.
+
+    A picture may hold an AR fraction that its method fixes, and a number of passes where nothing was filled. Neither
+    was chosen, so that neither means anything to another method.
+
+    Args:
+        drawing: a picture's.
+        defaults: the pairing's, which count instead.
+    """
+    fixed = METHODS[drawing.method]
+    unchosen = () if fixed is None else ("ar_fraction",) if fixed == 0 else ("ar_fraction", "steps")
+    return drawing.model_copy(update={name: getattr(defaults, name) for name in unchosen})
 
 
 def _phase(sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -185,7 +185,8 @@ def filter_logits(
         descending, codes = logits.sort(dim=-1, descending=True, stable=True)
         weights = _weights(descending)
         reached = weights.cumsum(-1)
-        fraction = torch.tensor(max(top_p - _TOP_P_SLACK, 0.0), device=logits.device)
+        # Filled where it is, because a tensor made of a number is copied to a GPU, which waits for all before it.
+        fraction = torch.full((), max(top_p - _TOP_P_SLACK, 0.0), device=logits.device)
         keep_sorted = (reached - weights) < fraction_of(reached[..., -1:], fraction)
         keep_sorted[..., 0] = True
         keep = torch.zeros_like(keep_sorted).scatter_(-1, codes, keep_sorted)

@@ -108,8 +108,8 @@ class UnifiedTask(CodesTask):
 
     def loss(self, model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``cut_loss``; logs the mean of each kind in nats per place that it predicts."""
-        given = (batch[name] for name in ("tokens", "condition", "prefix", "masked", "read"))
-        loss, following, own = cut_loss(model, *given, masked_weight=self.masked_weight)
+        tokens, condition, *cut = (batch[name] for name in ("tokens", "condition", "prefix", "masked", "read"))
+        loss, following, own = cut_loss(model, tokens, condition, *cut, self.masked_weight)
         return loss, {"nats_next": following, "nats_masked": own}
 
     def evaluate(self, model: Any) -> dict[str, float]:

@@ -10,6 +10,7 @@ from fakes import FakeTokenizer, always_ar, always_masked
 from pairs import class_pair
 
 from hybrid import HybridPipeline
+from hybrid.benchmarks import acceptance
 from hybrid.benchmarks.acceptance import WAYS, main, measure
 
 
@@ -35,6 +36,16 @@ def test_the_command_writes_figures_and_their_picture(tmp_path: Path, capsys: py
     assert told["ways"]["relaxed 0.6"]["accepted"] >= 0
     assert (tmp_path / "acceptance.png").read_bytes().startswith(b"\x89PNG")
     assert "exact: ar passes" in capsys.readouterr().out
+
+
+def test_without_matplotlib_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(acceptance, "can_plot", lambda: False)
+    monkeypatch.setattr(HybridPipeline, "from_pretrained", None)
+    assert main(["fashion"]) == 2
+    told = capsys.readouterr().err
+    assert told == 'acceptance: the figure needs matplotlib: pip install "hybrid-imagegen[plots]"\n'
 
 
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -317,10 +317,20 @@ def test_recommend_prints_settings(path: Path, capsys: Any) -> None:
     assert told[0] == "good: 500 ms at batch 1, 2.00x AR, fidelity 0.976"
     assert told[1:] == [
         "pipeline(prompt, method='hybrid', steps=1, dtype='fp32')",
-        "hybrid-generate PROMPT --method hybrid --steps 1 --dtype fp32",
+        "hybrid-generate PROMPT --config p --method hybrid --steps 1 --dtype fp32",
     ]
     assert cli.main(["recommend", str(path), "--max-ms", "300", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["label"] == "fast"
+    found = json.loads(capsys.readouterr().out)
+    assert (found["label"], found["pair"]) == ("fast", "p")
+
+
+@pytest.mark.parametrize(("pair", "option"), [("emoji", ""), (None, ""), ("my pair.yaml", " --config 'my pair.yaml'")])
+def test_the_default_pair_is_not_named(pair: str | None, option: str, report: Any, path: Path, capsys: Any) -> None:
+    report["header"]["pair"] = pair
+    (path / "report.json").write_text(json.dumps(report))
+    assert cli.main(["recommend", str(path), "--min-fidelity", "0.95"]) == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == f"hybrid-generate PROMPT{option} --method hybrid --steps 1 --dtype fp32"
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "no such report"), ("{", "truncated"), ("{}", "not a report")])

@@ -14,9 +14,13 @@ from pairs import class_pair
 from PIL import Image
 
 from hybrid.benchmarks import cli, sample
+from hybrid.benchmarks.artist import ARGUMENTS
+from hybrid.benchmarks.cli_sweep import read_settings
+from hybrid.benchmarks.points import PATHS, arguments
 from hybrid.pipeline import HybridPipeline
 
 COUNT, SETTINGS = 10, {"ar_fraction": 0.5, "steps": 2}
+KINDS = ("str | None", "int | None", "float | None")
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +95,28 @@ def test_two_processes_under_torchrun(pair: Path, tmp_path: Path) -> None:
     assert np.abs(np.stack(expected).astype(int) - found[128:]).max() <= 1
 
 
+def test_settings_of_every_type() -> None:
+    given = {"method": "hybrid", "ar_fraction": 0.5, "steps": 8, "noise": 9, "top_k": None}
+    assert read_settings(json.dumps(given)) == given
+    assert all(str(ARGUMENTS[name].annotation) in KINDS for name in arguments() if name not in PATHS)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["-n", "0"], "-n 0: must be at least 1"),
         (["-n", "1", "--seed", "-1"], "--seed -1: must be 0 or above"),
         (["-n", "1", "--settings", "{"], "--settings: not JSON"),
+        (
+            ["-n", "1", "--settings", "[]"],
+            '--settings []: give arguments of HybridPipeline by name, for example {"steps": 8}',
+        ),
+        (["-n", "1", "--settings", "5"], "--settings 5: give arguments of HybridPipeline by name"),
+        (["-n", "1", "--settings", '{"steps": "8"}'], '--settings: steps expected int, got "8"'),
+        (["-n", "1", "--settings", '{"steps": true}'], "--settings: steps expected int, got true"),
+        (["-n", "1", "--settings", '{"noise": [1]}'], "--settings: noise expected float, got [1]"),
+        (["-n", "1", "--settings", '{"method": 1}'], "--settings: method expected str, got 1"),
+        (["-n", "1", "--settings", '{"dtype": "bf16"}'], "--settings: unknown 'dtype'"),
         (["-n", "1", "--settings", '{"step": 1}'], "--settings: unknown 'step'; use arguments of HybridPipeline"),
     ],
 )

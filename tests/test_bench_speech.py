@@ -23,6 +23,7 @@ from hybrid.benchmarks.speech_report import (
     write_pictures,
     write_report,
 )
+from hybrid.speak import asker
 
 
 def test_the_prompts_are_about_the_first_forty_everyday_words() -> None:
@@ -63,12 +64,22 @@ def test_a_summary_counts_what_was_not_understood_as_wrong_and_gives_it_no_times
         "word_error_rate": 0.5,  # 0 + 2 + 1 + 3 of 12
         "exact": 0.25,
         "nearest": 0.75,
+        "refused": 1,
         "seconds": {
             "transcript": {"count": 3, "median": 0.6, "p90": 0.8, "max": 0.8},
             "first_preview": {"count": 2, "median": 0.5, "p90": 0.6, "max": 0.6, "within": 0.5},
             "final": {"count": 3, "median": 1.2, "p90": 1.6, "max": 1.6, "within": 0.667},
         },
     }
+
+
+def test_the_vocabulary_refuses_what_hybrid_speak_refuses() -> None:
+    """The letters of the second are nearest to the right prompt, but not near enough to be drawn."""
+    heard = {"a red rose": "red nose", "a purple umbrella": "a purple and rather", "a yellow banana": "a yellow man"}
+    ask = asker(SimpleNamespace(classes=None), list(PROMPTS))
+    assert [ask(f"Draw me {text}.") for text in heard.values()] == ["a red rose", None, "a yellow lemon"]
+    found = summary([row("flite slt", prompt, text, 0.4, 1.0) for prompt, text in heard.items()])
+    assert (found["nearest"], found["refused"]) == (0.333, 1)
 
 
 MACHINE = {"device": "a processor", "cores": 2, "threads": 1, "load": 0.1, "load_at_end": 0.9, "commit": "abc"}
@@ -204,7 +215,7 @@ def test_a_report_is_kept_whole_and_its_page_shows_its_figures(tmp_path: Path) -
     assert found["rows"] == ROWS and found["summary"]["all"] == summary(ROWS)
     told = page(found)
     for line in (
-        "| flite slt | 4 | 0.50 | 25 % | 75 % |",
+        "| flite slt | 4 | 0.50 | 25 % | 75 % | 1 |",
         "| end of speech to final picture | flite slt | 3 | 1.20 s | 1.60 s | 1.60 s | 1.5 s | 67 % |",
         "| flite slt | 4 | 25 % | 75 % | 0.42 |",
         "![flite slt](flite.png)",

@@ -321,6 +321,12 @@ def test_mistakes_are_one_line(
     assert len(told) == 1 and message in told[0], told
 
 
+def test_a_report_made_anew_throws_nothing_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "bench-fashion", "--out", str(tmp_path), "--only", "report", "--again"]) == 2
+    told = "hybrid-bench: --again: throws rows away, and --only report measures none; leave one of them out\n"
+    assert capsys.readouterr().err == told
+
+
 def test_another_sweep_in_the_same_folder_is_refused(
     swept: tuple[Path, dict[str, Any]], scene: tuple[Path, Path]
 ) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 from generating import Run, pixels
-from pairs import class_pair
+from pairs import TOKENIZER, class_pair
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hybrid import __version__
-from hybrid.picture_files import KEY
+from hybrid.adapters import fsq
+from hybrid.picture_files import KEY, read_settings, write_picture
+from hybrid.request import METHODS
 
 
 def test_from_repeats_one_picture_of_many_exactly(run: Run) -> None:
@@ -54,6 +58,61 @@ def test_a_judged_picture_is_repeated_and_methods_are_compared(run: Run) -> None
     assert list(told["methods"]) == ["ar", "relaxed", "refined"]
     assert told["methods"]["relaxed"]["settings"]["relax"] == 0.4
     assert told["methods"]["refined"]["passes"]["score"] == 2
+
+
+def follow(run: Run, *asked: object) -> tuple[int, int, int]:
+    """AR tokens, passes of the fill and of the AR model as a judge, of one.png drawn again with other options."""
+    told = json.loads(run("--from", "one.png", *asked, "--json", "-o", "other.png")[1])
+    return told["tokens"]["ar"], told["passes"]["fill"], told["passes"]["score"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_method_takes_the_share_and_the_passes_of_the_pairing(run: Run, method: str) -> None:
+    run("bag", "--seed", 4, "--method", method, "-o", "one.png")
+    assert json.loads(run("--from", "one.png", "--json", "-o", "again.png")[1])["repeated"] is True
+    assert pixels("again.png") == pixels("one.png")
+    assert follow(run, "--method", "hybrid") == (4, 4, 0)
+    assert follow(run, "--method", "refined") == (4, 4, 1)
+    assert follow(run, "--method", "masked") == (0, 4, 0)
+
+
+def test_what_was_asked_of_a_hybrid_goes_with_it_to_another_method(run: Run) -> None:
+    run("bag", "--seed", 4, "--ar-fraction", 0.5, "--steps", 3, "-o", "one.png")
+    assert follow(run, "--method", "refined") == (8, 3, 1)
+    assert follow(run, "--method", "masked") == (0, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "held"),
+    [
+        ("ar", {"ar_fraction": 1.0}),
+        ("masked", {"ar_fraction": 0.0}),
+        ("exact", {"ar_fraction": 1.0, "steps": 1}),
+        ("relaxed", {"ar_fraction": 1.0, "steps": 1}),
+    ],
+)
+def test_a_share_that_the_method_fixed_is_no_default(run: Run, method: str, held: dict[str, Any]) -> None:
+    run("bag", "--seed", 4, "--method", method, "-o", "one.png")
+    settings = read_settings(Path("one.png"))
+    drawing = settings.drawing.model_copy(update=held)
+    write_picture(Image.open("one.png"), Path("one.png"), settings.model_copy(update={"drawing": drawing}))
+    assert json.loads(run("--from", "one.png", "--json", "-o", "again.png")[1])["repeated"] is True
+    assert follow(run, "--method", "hybrid") == (4, 4, 0)
+    told = json.loads(run("--from", "one.png", "--compare", "--repeats", 1, "--json", "-o", "sheet.png")[1])["methods"]
+    assert [(lane["tokens"]["ar"], lane["passes"]["fill"]) for lane in told.values()] == [(16, 0), (4, 4), (0, 4)]
+
+
+def test_a_picture_of_the_ar_models_own_tokenizer_has_its_own_size(run: Run) -> None:
+    coarse, coarse.config = fsq.create(TOKENIZER | {"factor": 4})
+    pipe = class_pair(ar_tokenizer=coarse.eval(), lossy="pixels")
+    pipe.kinds["ar_tokenizer"] = "fsq"
+    pipe.save_pretrained("mine")
+    run("bag", "--config", "mine", "--seed", 4, "--method", "ar", "-o", "one.png")
+    kept = read_settings(Path("one.png"))
+    assert (kept.height, kept.width) == Image.open("one.png").size == (8, 8)
+    told = json.loads(run("--from", "one.png", "--json", "-o", "again.png")[1])
+    assert (told["repeated"], told["tokens"]["ar"]) == (True, 4)
+    assert pixels("again.png") == pixels("one.png")
 
 
 def test_settings_stand_in_a_text_chunk(run: Run, pair_folder: Path) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from pairs import class_pair
+from pairs import class_pair, refused
 from PIL import Image
 
 from hybrid import HybridPipeline, cli
@@ -33,6 +33,23 @@ def test_methods_take_turns_after_one_warm_up_each(pipe: HybridPipeline) -> None
 def test_a_missing_model_is_named(parts: str, lacking: str) -> None:
     with pytest.raises(ValueError, match=f"--compare needs an AR and a masked model; tiny has no {lacking} model"):
         race(class_pair(parts=parts), ["bag"], {})
+
+
+@pytest.mark.parametrize(
+    ("methods", "arguments", "owners"),
+    [
+        (["hybrid"], {"window": 4}, "jacobi or exact or relaxed or zipar"),
+        (["hybrid"], {"rounds": 2}, "refined"),
+        (["masked"], {"ar_fraction": 0.5}, "hybrid or refined"),
+        (["jacobi"], {"reuse": 2}, "hybrid or refined or masked"),
+    ],
+)
+def test_an_argument_that_no_method_takes_is_refused(
+    pipe: HybridPipeline, methods: list[str], arguments: dict[str, object], owners: str
+) -> None:
+    (name,) = arguments
+    told = refused(lambda: race(pipe, ["bag"], {"seed": 3, **arguments}, methods=methods))
+    assert told == f"{name}: belongs to method {owners}; name it in --methods, or leave {name} out"
 
 
 def lanes_of(size: tuple[int, int], rows: int) -> list[Lane]:

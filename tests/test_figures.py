@@ -239,6 +239,19 @@ def test_pictures_are_what_would_be_saved(class_folder: Path, tmp_path: Path) ->
     assert np.array_equal(drawn.features_nd, Coarse()(pixels))
 
 
+def test_an_ar_model_with_codes_of_its_own_is_refused(tmp_path: Path) -> None:
+    pipe, same, other = class_pair(), class_pair(), class_pair(seed=1)
+
+    def artist(ar_tokenizer: Any, **options: Any) -> Artist:
+        made = HybridPipeline(pipe.tokenizer, ar=pipe.ar, ar_tokenizer=ar_tokenizer, name="two", **options)
+        return Artist(made, {}, Coarse(), tmp_path)
+
+    assert len(artist(same.tokenizer, masked=pipe.masked).draw(Method("ar", 1.0), [0], seed=3)) == 1
+    for options in ({"masked": pipe.masked, "lossy": "pixels"}, {}):
+        with pytest.raises(ValueError, match=r"^two: its AR model has codes of its own .* hybrid-bench sample"):
+            artist(other.tokenizer, **options)
+
+
 def test_real_pictures_of_the_floor_have_the_same_classes(clothes: Path) -> None:
     folder = DataFolder.open(clothes)
     labels = fashion.labels_of(folder.items, folder.indices("test"), "here")

@@ -205,6 +205,8 @@ def test_files_of_different_sizes_come_apart(tmp_path: Path) -> None:
 
 # The command
 
+CUT = ("CUT", "NOTHING", "ARRAY")
+
 
 def run(options: list[Any], capsys: Any) -> tuple[int, str, str]:
     code = cli.main(["fid", *map(str, options)])
@@ -252,8 +254,27 @@ def test_command(images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.
         (["DRAWN", "--reference", "NOWHERE"], "NOWHERE: no such file or folder"),
         (["DRAWN", "--reference", "ONE"], "FID: 1 picture has no covariance"),
         (["DRAWN", "--reference", "WRONG"], "wrong.npz: mu (3,) and sigma (2, 2) do not fit together"),
+        (["DRAWN", "--reference", "BAD"], "bad.npz: truncated or not .npz"),
+        (["DRAWN", "--reference", "CUT"], "cut.npz: truncated or not .npz"),
+        (["DRAWN", "--reference", "NOTHING"], "nothing.npz: truncated or not .npz"),
+        (["DRAWN", "--reference", "ARRAY"], "array.npz: truncated or not .npz"),
         (["DRAWN", "--reference", "OTHER"], "FID: features of 3 and 2 numbers"),
         (["DRAWN", "--split", "test", "--reference", "DRAWN"], "--split test: DRAWN is no data folder"),
+        (["DRAWN", "--split", "test", "--reference", "OTHER"], "--split test: OTHER is no data folder"),
+        (["DRAWN", "--split", "test"], "--split: does nothing without --reference; add it, or leave --split out"),
+        (["DRAWN", "--prompts", "x"], "--prompts: does nothing without --clip; add it, or leave --prompts out"),
+        (
+            ["DRAWN", "--clip-model", "x"],
+            "--clip-model: does nothing without --clip; add it, or leave --clip-model out",
+        ),
+        (
+            ["DRAWN", "--no-inception", "--clip", "x", "--reference", "x"],
+            "--reference: does nothing with --no-inception",
+        ),
+        (
+            ["DRAWN", "--no-inception", "--clip", "x", "--inception", "x"],
+            "--inception: does nothing with --no-inception",
+        ),
         (["DRAWN", "--no-inception"], "--no-inception: leaves nothing to do without --clip FILE"),
         (["DRAWN", "--no-inception", "--clip", "NOWHERE"], "CLIP score: no weights at NOWHERE"),
     ],
@@ -274,8 +295,12 @@ def test_mistakes_are_one_line(
     np.savez(tmp_path / "floats.npz", arr_0=np.zeros((3, 4, 4, 3)))
     np.savez(tmp_path / "wrong.npz", mu=np.zeros(3), sigma=np.eye(2))
     np.savez(tmp_path / "other.npz", mu=np.zeros(2), sigma=np.eye(2))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:-40])
+    (tmp_path / "nothing.npz").touch()
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, np.zeros(2))
     names = {name: tmp_path / name.lower() for name in ("NOWHERE", "EMPTY", "ONE", "DRAWN")}
-    names |= {name: tmp_path / f"{name.lower()}.npz" for name in ("BAD", "FLOATS", "WRONG", "OTHER")}
+    names |= {name: tmp_path / f"{name.lower()}.npz" for name in ("BAD", "FLOATS", "WRONG", "OTHER", *CUT)}
     code, _, told = run([names.get(option, option) for option in options], capsys)
     for name, path in names.items():
         message = message.replace(name, str(path))

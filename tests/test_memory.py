@@ -11,7 +11,7 @@ from torch import nn
 
 from hybrid.adapters.unified import create
 from hybrid.cli import main
-from hybrid.memory import DRAW_BYTES, Alive, Memory, build, plan_pair, work_out
+from hybrid.memory import DRAW_BYTES, Alive, Memory, build, module_bytes, plan_pair, work_out
 from hybrid.pairing import find_pair, read_pair
 from hybrid.pipeline import HybridPipeline
 from hybrid.sampling import draw
@@ -83,12 +83,23 @@ def test_mistakes_are_one_line() -> None:
     for kind, config, message in (
         ("whisper", "L", r"memory: what a whisper is, its file alone tells; known are .*"),
         ("maskgil", None, r"memory: maskgil: the pairing does not name its size; give it a config"),
+        ("movqgan", "movqgan-67M", r"movqgan config: unknown size 'movqgan-67M'; known: movqgan-270M"),
+        ("chameleon-vq", {"n_embed": 8192}, r"chameleon-vq config: missing attn_resolutions, ch, .*, z_channels"),
     ):
         with pytest.raises(ValueError, match=rf"^{message}$"):
             build(kind, config, torch.float32)
     pair = read_pair(find_pair("lumina-maskgil-768"), {"grid": None})
     with pytest.raises(ValueError, match=r"^memory: the pairing names no grid$"):
         plan_pair(pair.model_copy(update={"ar": None, "masked": None}))
+    fashion = read_pair(find_pair("fashion"))
+    for asked, message in (
+        ({"ar_fraction": -2}, r"ar_fraction -2: must be in \[0, 1\]"),
+        ({"ar_tokens": 257}, r"ar_tokens 257: must be 0..256 for a 16x16 grid"),
+        ({"height": 32}, r"size: give height and width together"),
+        ({"height": 32, "width": 31}, r"size 31x32: width and height must be multiples of 2 pixels, from 2"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{message}$"):
+            plan_pair(fashion, **asked)  # type: ignore[arg-type]
 
 
 def test_the_command_says_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,6 +141,27 @@ def test_an_embedded_pairs_weights_are_those_that_it_loads() -> None:
     # A network that is both models counts once, as ``ar``.
     own = {name: module for name, module in parts(pipe).items() if name != "masked" or pipe.masked is not pipe.ar}
     assert told.weights == {name: sum(v.nbytes for v in (*m.parameters(), *m.buffers())) for name, m in own.items()}
+
+
+def test_a_size_in_a_mapping_is_the_one_that_is_named() -> None:
+    from hybrid.adapters.vq import CHAMELEON_SIZES, MOVQGAN_SIZES
+
+    for kind, sizes in (("chameleon-vq", CHAMELEON_SIZES), ("movqgan", MOVQGAN_SIZES)):
+        for name, fields in sizes.items():
+            named, told = build(kind, name, torch.bfloat16), build(kind, fields, torch.bfloat16)
+            assert module_bytes(named) == module_bytes(told) > 0
+
+
+def test_the_ar_models_grid_may_be_another_one() -> None:
+    shape = SHAPE | {"num_classes": 5, "vocab_size": 500}
+    shapes = {"ar": build("llamagen", shape, torch.float32), "masked": build("maskgil", shape, torch.float32)}
+    coarse, few, many = (
+        work_out(shapes, GRID, ar_grid=ar_grid, ar_tokens=length)
+        for ar_grid, length in ((Grid(2, 2), 2), (GRID, 2), (GRID, 8))
+    )
+    assert coarse.cache == few.cache < many.cache
+    assert coarse.phases["fill"] == many.phases["fill"] < few.phases["fill"]
+    assert "fill" not in work_out(shapes, GRID, ar_grid=Grid(2, 2), ar_tokens=4).phases
 
 
 def test_a_network_that_is_both_models_counts_once() -> None:

@@ -15,8 +15,9 @@ from PIL import Image
 
 from hybrid import HybridPipeline
 from hybrid.config import DefaultsConfig, PhaseConfig
+from hybrid.pairing import find_pair
 from hybrid.phases import Cancelled, Step
-from hybrid.request import as_defaults, find_device, find_dtype, find_label
+from hybrid.request import as_defaults, find_choice, find_device, find_dtype, find_label
 from hybrid.types import FROM_AR, FROM_INPUT, Generation, Grid
 
 
@@ -118,10 +119,10 @@ def test_judged_methods_are_repeated_by_their_settings(pipe: HybridPipeline, arg
     assert tokens(repeat, seed=3) == made.tokens.tolist()
 
 
-def report(path: Path, **settings: Any) -> Path:
+def report(path: Path, pair: str | None = None, **settings: Any) -> Path:
     row = {"region": "all", "label": "the one", "settings": settings, "dtype": "bf16", "compile": False, "batch": 1}
     row |= {"fidelity": 0.97, "speed": [{"batch": 1, "median": 0.2, "speedup": 2.0}]}
-    path.write_text(json.dumps({"kind": "hybrid-bench report", "rows": [row]}))
+    path.write_text(json.dumps({"kind": "hybrid-bench report", "header": {"pair": pair}, "rows": [row]}))
     return path
 
 
@@ -139,6 +140,21 @@ def test_a_report_chooses_the_defaults(pair_folder: Path, tmp_path: Path) -> Non
         ({"auto": report(tmp_path / "odd.json", ar_tokens=3)}, "auto: the report's setting 'ar_tokens' is no default"),
     ):
         assert message in refused(lambda arguments=arguments: HybridPipeline.from_pretrained(pair_folder, **arguments))  # type: ignore[misc]
+
+
+def test_a_report_of_another_shipped_pair_is_refused(pair_folder: Path, tmp_path: Path) -> None:
+    path = report(tmp_path / "report.json", "fashion", steps=3)
+    told = refused(lambda: HybridPipeline.from_pretrained("emoji", auto=path))
+    assert told == "auto: the report is of fashion, not of emoji; load fashion, or give a report of emoji"
+    told = refused(
+        lambda: HybridPipeline.from_pretrained("emoji", auto=report(tmp_path / "own.json", "runs/mine.yaml"))
+    )
+    assert "the report is of runs/mine.yaml, not of emoji" in told
+    for pair in ("fashion", str(find_pair("fashion"))):
+        chosen = find_choice(report(path, pair, steps=3), None, None, find_pair("fashion"))
+        assert chosen is not None and chosen.pair == pair
+    # One's own pairing may be a copy.
+    assert HybridPipeline.from_pretrained(pair_folder, auto=path).defaults.steps == 3
 
 
 def test_picture_i_has_seed_plus_i_and_does_not_depend_on_its_neighbours(pipe: HybridPipeline) -> None:

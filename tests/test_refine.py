@@ -97,6 +97,18 @@ def test_an_image_of_a_batch_equals_it_alone_and_the_line_accounts_for_every_pas
     assert together.settings["refine"] == {"rounds": 2, "redraw": 0.3, "steps": 2}
 
 
+def test_there_are_never_more_passes_than_places() -> None:
+    made = pair().generate([1, 2], seeds=[3, 4], ar_tokens=15, fill=Fill(steps=1), refine=Refine(rounds=2))
+    assert (made.phases.passes["score"], made.phases.passes["refill"]) == (2, 2)
+    assert made.origin.tolist() == [[FROM_AR] * 15 + [3]] * 2
+    open_ = torch.zeros(3, 16, dtype=torch.bool)
+    open_[0, 4:], open_[1, 4:9] = True, True  # four, two and none of them
+    tokens = torch.zeros(3, 16, dtype=torch.long)
+    _, passes, counted = run(table_ar(), neighbour_masked(), tokens, open_, Refine(redraw=1 / 3, steps=3))
+    assert counted == {"ar": 1, "masked": 2}
+    assert [sorted(set(row)) for row in passes.tolist()] == [[0, 1, 2], [0, 1, 2], [0]]
+
+
 def test_the_fill_before_it_is_the_hybrid_s_own() -> None:
     plain = pair().generate([1], seeds=[3], ar_fraction=0.5)
     refined = pair().generate([1], seeds=[3], ar_fraction=0.5, refine=Refine(redraw=0.01, steps=1))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from hybrid.sampling import Guidance, check_sampling, draw, filter_logits, guide, uniforms
+from hybrid.sampling import Guidance, check_sampling, draw, draw_unseen, filter_logits, guide, uniforms
 
 LAST = 1 - 2**-24
 INF = math.inf
@@ -143,6 +145,22 @@ def test_top_p_looks_at_what_top_k_left() -> None:
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
     assert kept(filter_logits(logits, top_k=2, top_p=0.57)) == [0]
     assert kept(filter_logits(logits, top_p=0.57)) == [0, 1]
+
+
+def test_drawing_unseen_makes_no_tensor_on_the_host() -> None:
+    """Which would be copied to a GPU, and waited for, at every token."""
+    seen = []
+
+    class Note(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    logits, drawn = randn(3, 20), torch.full((3,), 0.5)
+    with Note():
+        tokens, _ = draw_unseen(logits, drawn, temperature=0.7, top_k=5, top_p=0.8)
+    assert torch.equal(tokens, draw(logits, drawn, temperature=0.7, top_k=5, top_p=0.8)[0])
+    assert torch.full in seen and not {torch.tensor, torch.as_tensor, Tensor.item, Tensor.tolist} & set(seen)
 
 
 def test_top_p_is_the_smallest_set() -> None:

@@ -116,6 +116,21 @@ def test_grids_of_two_sizes_go_through_the_line() -> None:
     assert whole.images.shape == made.images.shape == (1, 3, 16, 16)
 
 
+def test_a_size_is_the_masked_models_where_the_ar_model_draws_alone() -> None:
+    sampler = line(always_ar(15, grid=Grid(8, 8)), Coarse(8))
+    made = sampler.generate([0], seeds=[0], grid=Grid(2, 3), ar_fraction=1)
+    assert made.grid == Grid(4, 6) and made.images.shape == (1, 3, 8, 12)
+
+
+def test_a_share_that_becomes_all_rows_is_the_ar_models_alone() -> None:
+    for sampler, grid in ((line(), Grid(4, 4)), (line(table_ar(grid=Grid(8, 8)), Coarse(8)), Grid(8, 8))):
+        whole = sampler.generate([0], seeds=[0], ar_fraction=1)
+        near = sampler.generate([0], seeds=[0], ar_fraction=0.95)
+        assert near.grid == grid and near.lossy is None
+        assert torch.equal(near.tokens, whole.tokens) and torch.equal(near.images, whole.images)
+        assert near.settings == whole.settings and near.phases.passes == whole.phases.passes
+
+
 def test_contradictions_are_named() -> None:
     with pytest.raises(ValueError, match="ar_tokens 5: transcoding carries whole rows only; use 4 or ar_fraction"):
         line().generate([0], seeds=[0], ar_tokens=5)

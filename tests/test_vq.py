@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from pairs import refused
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from hybrid.adapters import load
+from hybrid.adapters.vq import create_taming
 from hybrid.align import align
 from hybrid.types import MASK, Grid, ImageTokenizer
 
@@ -87,6 +89,32 @@ def test_full_size_shapes(kind: str, name: str, size: str, factor: int, inferred
     shapes = {key: list(tensor.shape) for key, tensor in tokenizer.state_dict().items()}
     assert shapes == {key: shape for key, shape in SHAPES[name].items() if key != "quantize.codebook_used"}
     assert tokenizer.factor == factor
+
+
+@pytest.mark.parametrize(("kind", "name", "size", "factor"), FULL_SIZES[2:])
+def test_a_fresh_model_of_taming_has_the_shapes_of_its_size(kind: str, name: str, size: str, factor: int) -> None:
+    state = {key: torch.empty(shape, device="meta") for key, shape in SHAPES[name].items()}
+    read_off = json.loads(json.dumps(load(kind, state, device="meta").config))
+    for config in (size, read_off, {"model": {"params": read_off}}):
+        with torch.device("meta"):
+            made = create_taming(kind, config)
+        shapes = {key: list(tensor.shape) for key, tensor in made.state_dict().items()}
+        assert shapes == SHAPES[name] and made.factor == factor
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("VQ-16", "movqgan config: unknown size 'VQ-16'; known: movqgan-270M"),
+        ({"n_embeds": 4}, "movqgan config: unknown field 'n_embeds'; did you mean 'n_embed'?"),
+        (
+            {"n_embed": 4, "ddconfig": {"ch": 32, "ch_mult": [1], "attention_levels": []}},
+            "movqgan config: missing embed_dim, num_res_blocks, z_channels",
+        ),
+    ],
+)
+def test_a_fresh_model_of_taming_is_told_in_full(config: Any, message: str) -> None:
+    assert refused(lambda: create_taming("movqgan", config)) == message
 
 
 @pytest.mark.parametrize("kind", KINDS)
