@@ -39,7 +39,7 @@ class LuminaState:
         width: tokens of a row.
         offset: index of the first image token, the same in all rows.
         padding_b: indices before each row's first real token.
-        filled_b: image tokens that each row holds.
+        filled_b: image tokens that each row holds, on the CPU.
     """
 
     cache: KVCache
@@ -131,8 +131,7 @@ class Lumina(nn.Module):
         # One index more than the tokens and new lines: rows that cross fewer line ends than others feed one in vain.
         length = offset + capacity + capacity // grid.width + 1
         cache = self.model.cache(batch, length)
-        filled = torch.zeros(batch, dtype=torch.long, device=self.device)
-        state = LuminaState(cache, capacity, grid.width, offset, padding_b, filled)
+        state = LuminaState(cache, capacity, grid.width, offset, padding_b, torch.zeros(batch, dtype=torch.long))
         indices = torch.arange(offset, device=self.device).expand(batch, offset)
         hidden = self._run(ids_bs, Window(indices, 0, offset), padding_b, cache)
         return self._logits(hidden[:, -1]), state
@@ -144,21 +143,36 @@ class Lumina(nn.Module):
         Raises:
             ValueError: a row would skip a place, the cache is full, or a token is no code.
         """
-        told = torch.stack((places_b, state.filled_b, tokens_bw.amin(1), tokens_bw.amax(1))).tolist()  # one transfer
-        places, filled, lowest, highest = ([int(value) for value in row] for row in told)
+        places, lowest, highest = torch.stack((places_b, tokens_bw.amin(1), tokens_bw.amax(1))).tolist()  # one transfer
+        filled = state.filled_b.tolist()
         self._check_codes(min(lowest), max(highest))
-        if any(place > held or place < 0 for place, held in zip(places, filled, strict=True)):
+        if any(not 0 <= place <= held for place, held in zip(places, filled, strict=True)):
             raise ValueError(f"decode at places {places}: only {filled} tokens were fed")
-        count, width = tokens_bw.shape[1], state.width
+        return self._decode(tokens_bw, places, state)
+
+    def advance(self, tokens_b: Tensor, state: LuminaState) -> Tensor:
+        """Feed each row its next token, which is taken to be a code. Returns logits_bk of the place after it; waits for
+        no device.
+
+        Raises:
+            ValueError: the cache is full.
+        """
+        return self._decode(tokens_b[:, None], state.filled_b.tolist(), state)[:, -1]
+
+    def _decode(self, tokens_bw: Tensor, places: list[int], state: LuminaState) -> Tensor:
+        count, width, device = tokens_bw.shape[1], state.width, tokens_bw.device
         if max(places) + count > state.capacity:
             raise ValueError(f"the cache holds {state.capacity} image tokens, {max(places) + count} are needed")
         fed = count + max((place + count) // width - place // width for place in places)
         first = [state.offset + place + place // width for place in places]
+        places_b = torch.full((len(places),), places[0], device=device)  # no copy to the device, as a list is
+        if min(places) != max(places):
+            places_b = torch.tensor(places, device=device)
         indices = state.offset + line_index(places_b, width)[:, None] + torch.arange(fed, device=places_b.device)
         window = Window(indices, first[0] if len(set(first)) == 1 else None, max(first) + fed)
         ids_bq = self._image_ids(tokens_bw, places_b, fed, width)
         hidden = self._run(ids_bq, window, state.padding_b, state.cache)
-        state.filled_b = places_b + count
+        state.filled_b = torch.tensor(places) + count
         return self._logits(pick(hidden, places_b, count, width))
 
     def score(self, tokens_bn: Tensor, condition: Any) -> Tensor:

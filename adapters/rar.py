@@ -130,7 +130,7 @@ class RARState:
     Attributes:
         cache: keys and values of [cls token, class, image tokens].
         class_bd: embedding of each row's class.
-        filled_b: image tokens that each row holds.
+        filled_b: image tokens that each row holds, on the CPU.
     """
 
     cache: KVCache
@@ -208,7 +208,7 @@ class RAR(nn.Module):
             dtype=class_bd.dtype,
             device=devices_of(self.blocks),
         )
-        state = RARState(cache, class_bd, torch.zeros(batch, dtype=torch.long, device=class_bd.device))
+        state = RARState(cache, class_bd, torch.zeros(batch, dtype=torch.long))
         indices_bl = torch.arange(PREFIX, device=class_bd.device).expand(batch, PREFIX)
         x_bld = self._run(self._prefix(class_bd), indices_bl, class_bd, cache, Window(indices_bl, 0, PREFIX))
         return x_bld[:, -1], state
@@ -219,17 +219,30 @@ class RAR(nn.Module):
         Raises:
             ValueError: a row would skip a place, or the cache is full.
         """
-        width = tokens_bw.shape[1]
-        if bool(((places_b > state.filled_b) | (places_b < 0)).any()):
-            raise ValueError(f"decode at places {places_b.tolist()}: only {state.filled_b.tolist()} tokens were fed")
-        first, last = int(places_b.min()), int(places_b.max())
+        places, filled = places_b.tolist(), state.filled_b.tolist()
+        if any(not 0 <= place <= held for place, held in zip(places, filled, strict=True)):
+            raise ValueError(f"decode at places {places}: only {filled} tokens were fed")
+        return self._decode(tokens_bw, places, state)
+
+    def advance(self, tokens_b: Tensor, state: RARState) -> Tensor:
+        """Feed each row its next token. Returns logits_bk of the place after it; waits for no device.
+
+        Raises:
+            ValueError: the cache is full.
+        """
+        return self._decode(tokens_b[:, None], state.filled_b.tolist(), state)[:, -1]
+
+    def _decode(self, tokens_bw: Tensor, places: list[int], state: RARState) -> Tensor:
+        width, first, last = tokens_bw.shape[1], min(places), max(places)
         capacity = state.cache.capacity - PREFIX
         if last + width > capacity:
             raise ValueError(f"the cache holds {capacity} image tokens, {last + width} are needed")
-        indices_bw = (PREFIX + places_b)[:, None] + torch.arange(width, device=tokens_bw.device)
+        indices_bw = torch.arange(PREFIX, PREFIX + width, device=tokens_bw.device).expand_as(tokens_bw)
+        # A number is no copy to the device, as a list would be.
+        indices_bw = indices_bw + (first if first == last else torch.tensor(places, device=indices_bw.device)[:, None])
         window = Window(indices_bw, PREFIX + first if first == last else None, PREFIX + last + width)
         logits_bwk = self._run(self.embeddings(tokens_bw), indices_bw, state.class_bd, state.cache, window)
-        state.filled_b = places_b + width
+        state.filled_b = torch.tensor(places) + width
         return logits_bwk
 
     def score(self, tokens_bn: Tensor, condition: Any) -> Tensor:
