@@ -82,7 +82,14 @@ def asker(pipe: Any, vocabulary: list[str] | None = None) -> Callable[[str], str
     Args:
         pipe: where its prompts are classes, the one that sounds like it is drawn.
         vocabulary: captions of which the one that is most like what was heard is drawn; None draws what was heard.
+
+    Raises:
+        ValueError: a vocabulary where prompts are classes.
     """
+    if pipe.classes and vocabulary:
+        raise ValueError(
+            f"vocabulary: this pairing draws its {len(pipe.classes)} classes and nothing else; leave it out"
+        )
     names = pipe.classes or vocabulary
 
     def ask(text: str) -> str | None:

@@ -98,6 +98,8 @@ def _run(options: Namespace) -> int:
         raise ValueError(f"--out {options.out}: no such folder: {options.out.parent}")
     if not 0 <= options.seed < 2**63:
         raise ValueError(f"--seed {options.seed}: must be 0 or above, and below 2^63")
+    if options.fast and options.source in (None, "-"):
+        raise ValueError("--fast: only a file can be heard faster than it was spoken; give one")
     from hybrid.speech import read_sound, stream_sound
 
     sound = None if options.source in (None, "-") else read_sound(options.source)
@@ -110,6 +112,7 @@ def _run(options: Namespace) -> int:
 
     recogniser, worker = load_recogniser(options.recogniser), Worker("painter")
     pipe = worker.call(lambda: HybridPipeline.from_pretrained(options.config, device=options.device))
+    ask = asker(pipe, vocabulary)
     final = worker.call(lambda: settle(pipe, options.budget_ms))
     tell = (lambda line: None) if options.json else (lambda line: print(line, flush=True))
 
@@ -130,7 +133,7 @@ def _run(options: Namespace) -> int:
             pieces,
             listening,
             painter,
-            ask=asker(pipe, vocabulary),
+            ask=ask,
             heard=lambda text, done: tell(f"{'heard' if done else '…'} {text}"),
         )
     told = asdict(report) | {"file": str(options.out), "seed": options.seed, "settings": final, "preview": PREVIEW}

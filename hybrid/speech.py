@@ -23,7 +23,10 @@ LONGEST = 60.0
 """Seconds of a recording that are heard."""
 
 LARGEST = 2**27
-"""Bytes of a recording: above a minute of the best quality there is."""
+"""Bytes of a recording, and of its samples as they are read: above a minute of the best quality there is."""
+
+FASTEST = 768_000
+"""Samples a second that no recording has more of."""
 
 ASKING = re.compile(
     r"^(?:"
@@ -62,7 +65,8 @@ def read_sound(source: str | Path | bytes, name: str | None = None) -> Sound:
         name: what messages call it.
 
     Raises:
-        ValueError: one line: no such file, not a recording, empty, longer than ``LONGEST``.
+        ValueError: one line: no such file, not a recording, empty, longer than ``LONGEST``, or of too many
+            channels or samples a second.
     """
     name = name or ("recording" if isinstance(source, bytes) else str(source))
     data = source if isinstance(source, bytes) else _bytes(Path(source), name)
@@ -143,9 +147,9 @@ def _open(stream: IO[bytes], name: str) -> wave.Wave_read:
         file = wave.open(stream)  # noqa: SIM115 - the caller closes it
     except (wave.Error, EOFError, RuntimeError) as error:
         raise ValueError(f"{name}: not a WAV file that can be read ({str(error) or 'it ends early'})") from None
-    if not (1 <= file.getsampwidth() <= 4 and file.getframerate() > 0):
+    if not (1 <= file.getsampwidth() <= 4 and 0 < file.getframerate() <= FASTEST):
         bits, rate = 8 * file.getsampwidth(), file.getframerate()
-        raise ValueError(f"{name}: a WAV of {bits} bits at {rate} Hz; give 8 to 32 bits at 16000 Hz or more")
+        raise ValueError(f"{name}: a WAV of {bits} bits at {rate} Hz; give 8 to 32 bits at 16000 to 192000 Hz")
     return file
 
 
@@ -167,10 +171,20 @@ def _other(data: bytes, name: str) -> Sound:
         kind = "FLAC needs the package soundfile" if data[:4] == b"fLaC" else "not a WAV file"
         raise ValueError(f"{name}: {kind}; give a WAV, or: pip install soundfile")
     try:
-        values, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            _check_size(file, name)
+            return Sound(file.read(dtype="float32", always_2d=True).mean(1), file.samplerate)
     except soundfile.SoundFileError:
         raise ValueError(f"{name}: not a recording that can be read; give a WAV or FLAC file") from None
-    return Sound(values.mean(1), int(rate))
+
+
+def _check_size(file: Any, name: str) -> None:
+    """Refuse by the header what would be large, since a few bytes can hold hours of silence; no more is read of it."""
+    frames, channels, rate = file.frames, file.channels, file.samplerate
+    if rate > FASTEST or 4 * channels * min(frames, LONGEST * rate) > LARGEST:
+        raise ValueError(f"{name}: {rate} Hz, channels: {channels}; give one or two at 16000 to 192000 Hz")
+    if frames > LONGEST * rate:
+        raise ValueError(f"{name}: lasts longer than {LONGEST:.0f} s, says its header; give less")
 
 
 def _soundfile() -> Any:

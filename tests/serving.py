@@ -6,12 +6,15 @@ import base64
 import io
 import json
 import socket
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 from pairs import class_pair
@@ -83,6 +86,23 @@ class Paced:
             return told(pipe, index, phase, state)
 
         return self.pipe.ask(prompt, callback_on_step_end=resting, **arguments)
+
+
+class HeldSpeech:
+    """In place of ``hybrid.speech``: each recording waits until the test lets it be understood. Notes what it heard."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, text: str = "bag") -> None:
+        self.text, self.heard = text, list[bytes]()
+        self.begun, self.go = threading.Semaphore(0), threading.Semaphore(0)
+        module = types.ModuleType("hybrid.speech")
+        module.transcribe = self.transcribe  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "hybrid.speech", module)
+
+    def transcribe(self, recording: bytes) -> str:
+        self.heard.append(recording)
+        self.begun.release()
+        assert self.go.acquire(timeout=PATIENCE)
+        return self.text
 
 
 @contextmanager

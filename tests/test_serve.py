@@ -14,10 +14,12 @@ import pytest
 from fastapi.testclient import TestClient
 from pairs import class_pair
 from PIL import Image
-from serving import Held, events, picture, png, serving
+from serving import PATIENCE, Held, HeldSpeech, events, picture, png, serving, until
 
 from hybrid import HybridPipeline
 from hybrid.request import METHODS
+from hybrid.serve.hearing import WAITING
+from hybrid.serve.schemas import ImageRequest
 
 GENERATE, EDIT, HEAR = "/v1/images/generations", "/v1/images/edits", "/v1/audio/transcriptions"
 
@@ -83,7 +85,20 @@ def test_url_is_a_data_url(client: TestClient) -> None:
 
 
 def test_fields_that_ask_for_nothing_are_accepted(client: TestClient) -> None:
-    assert draw(client, quality="auto", background="opaque", moderation="low", user="me").status_code == 200
+    fields = {"quality": "auto", "background": "opaque", "moderation": "low", "user": "me"}
+    for style in ("vivid", "natural"):
+        assert draw(client, **fields, style=style, output_compression=100).status_code == 200
+    painted = paint(client, png("red"), half_mask(), **fields, input_fidelity="low", output_compression="100")
+    assert painted.status_code == 200
+
+
+def test_null_is_a_field_that_is_left_out(client: TestClient) -> None:
+    names = set(ImageRequest.model_fields) - {"prompt", "seed"}
+    nothing = draw(client, seed=3, **dict.fromkeys(names))
+    assert nothing.json()["data"] == draw(client, seed=3).json()["data"]
+    for name, told in (("prompt", "prompt: Field required"), ("stepz", "unknown field 'stepz'; did you mean 'steps'?")):
+        refused = draw(client, **{name: None})
+        assert (refused.status_code, message(refused)) == (400, told)
 
 
 def test_every_method_is_taken(client: TestClient) -> None:
@@ -193,6 +208,7 @@ def test_a_missing_mask_is_named(client: TestClient) -> None:
         ({"negative_prompt": "Sneaker"}, "negative_prompt: does nothing at guidance scale 1"),
         ({"stepz": 3}, "unknown field 'stepz'; did you mean 'steps'?"),
         ({"quality": "hd"}, "quality: Input should be 'auto' or 'standard'"),
+        ({"output_compression": 50}, "output_compression: Input should be greater than or equal to 100"),
     ],
 )
 def test_a_mistake_is_one_line_in_openais_shape(client: TestClient, body: dict[str, Any], told: str) -> None:
@@ -268,6 +284,16 @@ def test_a_full_queue_is_429_with_retry_after(pipe: HybridPipeline) -> None:
     assert third.json()["error"]["type"] == "rate_limit_error" and third.json()["error"]["code"] == "queue_full"
 
 
+def test_more_pictures_than_may_wait_are_a_mistake_that_the_limits_tell(pipe: HybridPipeline) -> None:
+    with serving(pipe, queue=2) as client:
+        (info,) = client.get("/v1/models").json()["data"]
+        assert info["limits"] == {"prompt": 1000, "n": 2, "queue": 2}
+        assert len(draw(client, n=2).json()["data"]) == 2
+        refused = draw(client, n=3)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+    assert message(refused) == "3 pictures: must be 1 to 2"
+
+
 def test_what_takes_too_long_is_504(pipe: HybridPipeline) -> None:
     with serving(pipe, deadline=1e-9) as client:
         late = draw(client)
@@ -318,7 +344,8 @@ def test_the_description_tells_limits_and_errors(client: TestClient) -> None:
         assert {"200", "400", "404", "413", "429", "503", "504", "4XX", "5XX"} == set(answers)
         assert set(answers["200"]["content"]) == {"application/json", "text/event-stream"}
     fields = described["components"]["schemas"]["ImageRequest"]["properties"]
-    assert (fields["prompt"]["maxLength"], fields["n"]["maximum"]) == (1000, 10)
+    assert (fields["prompt"]["maxLength"], fields["n"]["anyOf"][0]["maximum"]) == (1000, 10)
+    assert [name for name, field in fields.items() if {"type": "null"} not in field.get("anyOf", ())] == ["prompt"]
     form = described["components"]["schemas"]["EditRequest"]["properties"]
     assert (form["steps"]["type"], form["steps"]["maximum"], "null" in str(form)) == ("integer", 256, False)
 
@@ -344,3 +371,28 @@ def test_speech_is_heard_by_the_speech_module(client: TestClient, monkeypatch: p
     assert told == {"text": "Draw me a sneakers.", "prompt": "Sneaker"}
     wrong = client.post(HEAR, files={"file": b"noise"})
     assert (wrong.status_code, message(wrong)) == (400, "not a WAV or FLAC file")
+
+
+def test_recordings_wait_in_a_bounded_queue_and_leave_the_page_alone(
+    pipe: HybridPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speech = HeldSpeech(monkeypatch)
+    with serving(pipe) as client, ThreadPoolExecutor(1 + WAITING) as pool:
+
+        def say(place: int) -> Any:
+            return client.post(HEAR, files={"file": bytes([place])})
+
+        inside = [pool.submit(say, 0)]
+        assert speech.begun.acquire(timeout=PATIENCE)
+        inside += [pool.submit(say, place) for place in range(1, 1 + WAITING)]
+        ears = client.app.state.ears  # type: ignore[attr-defined]
+        until(lambda: ears.inside == 1 + WAITING, "a full queue")
+        refused = say(99)
+        assert client.get("/page/style.css").status_code == 200
+        speech.go.release(1 + WAITING)
+        told = [one.result().json() for one in inside]
+    seconds = refused.headers["retry-after"]
+    assert (refused.status_code, refused.json()["error"]["code"], int(seconds) >= 1) == (429, "queue_full", True)
+    assert message(refused) == f"too many recordings are waiting; try again in {seconds} s"
+    assert told == [{"text": "bag", "prompt": "Bag"}] * (1 + WAITING)
+    assert sorted(speech.heard) == [bytes([place]) for place in range(1 + WAITING)]

@@ -66,6 +66,7 @@ def test_a_saved_picture_is_repeated_by_its_settings(pipe: HybridPipeline, tmp_p
     (tmp_path / "a.png").write_bytes(done.pictures[1].png)
     settings = read_settings(tmp_path / "a.png")
     assert (settings.prompt, settings.seed, settings.config, settings.drawing.method) == ("bag", 6, "tiny", "ar")
+    assert settings.drawing.ar_fraction == pipe.defaults.ar_fraction  # of another method, once it is asked for
     again = pipe("bag", seed=6, method="ar", temperature=settings.drawing.ar.temperature)
     assert pixels(done.pictures[1].png) == again.images[0].tobytes()
 
@@ -287,9 +288,12 @@ def test_a_full_queue_says_when_to_come_back(pipe: HybridPipeline) -> None:
     assert str(caught.value) == f"too many pictures are waiting; try again in {caught.value.seconds} s"
 
 
-def test_a_job_has_a_picture_and_no_more_than_a_batch(pipe: HybridPipeline) -> None:
-    with running(pipe, batch=2) as engine, pytest.raises(ValueError, match="3 pictures: must be 1 to 2"):
-        Client(engine, "bag", 1, 2, 3)
+@pytest.mark.parametrize("capacity", [{"batch": 2}, {"queue": 2}])
+def test_a_job_has_a_picture_and_no_more_than_wait_or_are_drawn(pipe: HybridPipeline, capacity: dict[str, int]) -> None:
+    with running(pipe, **capacity) as engine:
+        with pytest.raises(ValueError, match="3 pictures: must be 1 to 2"):
+            Client(engine, "bag", 1, 2, 3)
+        assert isinstance(Client(engine, "bag", 1, 2).end(), Done)
 
 
 def test_a_deadline_ends_waiting_and_running_jobs(pipe: HybridPipeline) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from chromium import DRIVER, MISSING, PROGRAM, chromium
 from pairs import class_pair, text_pair
-from serving import PATIENCE, Paced, listening
+from serving import PATIENCE, HeldSpeech, Paced, listening
 
 pytest.importorskip("selenium")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None or DRIVER is None, reason=MISSING)]
@@ -185,6 +187,40 @@ def test_a_link_draws_the_same_again_and_history_leads_back(page: Page) -> None:
     page.until(lambda: page["prompt"].get_attribute("value") == "sneaker")
 
 
+def test_a_link_in_other_words_takes_no_place_in_the_history(page: Page) -> None:
+    page.open("#seed=7&p=bag&steps=3")
+    page.until_done()
+    assert page.browser.current_url.endswith("#p=bag&seed=7&method=hybrid&steps=3")
+    page.browser.back()
+    assert page.browser.current_url == "about:blank"
+
+
+def test_going_back_draws_once(page: Page) -> None:
+    for prompt in ("sneaker", "bag"):
+        page.type(f"{prompt}\n")
+        page.until(lambda prompt=prompt: f"p={prompt}" in page.browser.current_url)
+    page.browser.execute_script("""window.asked = 0;
+        const ask = window.fetch;
+        window.fetch = (...all) => (window.asked++, ask(...all));""")
+    page.browser.back()
+    page.until(lambda: page.browser.execute_script("return asked"))
+    page.until_done()
+    assert page["prompt"].get_attribute("value") == "sneaker"
+    assert page.browser.execute_script("return asked") == 1
+
+
+def test_skipping_to_the_picture_keeps_its_link(page: Page) -> None:
+    page.type("bag\n")
+    page.until(lambda: "p=bag" in page.browser.current_url)
+    link = page.browser.current_url
+    page.browser.execute_script("document.getElementById('skip').click()")
+    assert page.browser.switch_to.active_element.get_attribute("id") == "stage"
+    page.browser.execute_script("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    page["copy"].click()
+    page.until(lambda: page.status == "The link is copied.")
+    assert page.browser.execute_script("return [location.href, copied]") == [link, link]
+
+
 def test_a_brush_repaints_its_places_only(page: Page) -> None:
     from selenium.webdriver import ActionChains
 
@@ -216,7 +252,17 @@ def test_the_brush_works_by_keys(page: Page) -> None:
     painted = page.browser.execute_script("""const d = document.querySelector("canvas.mask").getContext("2d")
         .getImageData(0, 0, 4, 4).data; return [...Array(16).keys()].filter((i) => d[4 * i + 3] > 0);""")
     assert painted == [6, 7, 10, 11]
+    outline = page.all(".outline")[0]
+    assert outline.is_displayed()
+    cells = page.browser.execute_script(
+        """const [of, to] = [arguments[0], arguments[1]].map((e) => e.getBoundingClientRect());
+        return [to.left - of.left, to.top - of.top, to.width, to.height].map((length) => (4 * length) / of.width);""",
+        mask,
+        outline,
+    )
+    assert cells == pytest.approx([2, 1, 2, 2], abs=0.02)
     page["clear"].click()
+    assert not outline.is_displayed()
     page["draw"].click()
     page.until_done()
 
@@ -240,6 +286,61 @@ def test_the_microphone_says_what_is_missing(page: Page, monkeypatch: pytest.Mon
     page.until(lambda: page["problem"].is_displayed())
     assert page["problem"].text.startswith("no speech recognition here; install it with")
     assert page["mic"].get_attribute("aria-pressed") == "false"
+
+
+def test_the_microphone_is_heard_at_its_own_rate(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    speech = HeldSpeech(monkeypatch)
+    speech.go.release(1000)
+    page["mic"].click()
+    page.until(lambda: page["prompt"].get_attribute("value") == "Bag")  # while it is still listening
+    page["mic"].click()
+    page.until_done()
+    rate = page.browser.execute_script("return new AudioContext().sampleRate")
+    with wave.open(io.BytesIO(speech.heard[-1]), "rb") as said:
+        assert (said.getframerate(), said.getnchannels(), said.getsampwidth()) == (rate, 1, 2)
+        assert said.getnframes() > 0.8 * rate
+
+
+def test_a_full_queue_does_not_end_listening(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    HeldSpeech(monkeypatch).go.release(1000)
+    with monkeypatch.context() as patch:
+        patch.setattr("hybrid.serve.hearing.WAITING", -1)
+        page["mic"].click()
+        page.until(lambda: 'transcriptions",status="429"' in httpx.get(f"{page.address}/metrics").text)
+    page.until(lambda: page["prompt"].get_attribute("value") == "Bag")
+    assert page["mic"].get_attribute("aria-pressed") == "true" and not page["problem"].is_displayed()
+    page["mic"].click()
+    page.until_done()
+
+
+def test_a_microphone_that_cannot_be_heard_is_let_go(page: Page) -> None:
+    page.browser.execute_script("""window.opened = [];
+        const devices = navigator.mediaDevices, ask = devices.getUserMedia.bind(devices);
+        devices.getUserMedia = async (wanted) => (opened.push(await ask(wanted)), opened[0]);
+        AudioContext.prototype.createMediaStreamSource = function () {
+            opened.push(this);
+            throw new Error("another rate");
+        };""")
+    page["mic"].click()
+    page.until(lambda: page["problem"].text == "another rate")
+    states = page.browser.execute_script("return [opened[0].getTracks().map((t) => t.readyState), opened[1].state]")
+    assert states == [["ended"], "closed"] and page["mic"].get_attribute("aria-pressed") == "false"
+
+
+def test_a_second_click_before_the_permission_opens_no_second_microphone(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    HeldSpeech(monkeypatch).go.release(1000)
+    page.browser.execute_script("""window.asked = [];
+        const devices = navigator.mediaDevices, ask = devices.getUserMedia.bind(devices);
+        devices.getUserMedia = (wanted) => new Promise((give) => asked.push(() => give(ask(wanted))));""")
+    page["mic"].click()
+    page["mic"].click()
+    page.browser.execute_script("asked.forEach((allow) => allow())")
+    page.until(lambda: page["mic"].get_attribute("aria-pressed") == "true")
+    assert page.browser.execute_script("return asked.length") == 1
+    page["mic"].click()
+    page.until_done()
 
 
 def spoken(text: str, file: Path) -> None:

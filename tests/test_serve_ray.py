@@ -36,3 +36,5 @@ def test_ray_accepts_the_file_and_the_application_it_names() -> None:
     build(CONFIG["applications"][0]["args"])
     with pytest.raises(ValueError, match="args: unknown key 'pear'; did you mean 'pair'"):
         build({"pear": "emoji"})
+    with pytest.raises(ValueError, match="args: grace: Input should be less than or equal to"):
+        build({"grace": float("inf")})

@@ -9,16 +9,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
-from serving import PATIENCE, Held, Paced, events, listening, until
+from serving import PATIENCE, Held, HeldSpeech, Paced, events, listening, until
 
 from hybrid import HybridPipeline
 from hybrid.serve import cli
 
-GENERATE = "/v1/images/generations"
+GENERATE, HEAR = "/v1/images/generations", "/v1/audio/transcriptions"
 
 
 def state(address: str) -> tuple[int, int]:
@@ -63,6 +64,23 @@ def test_previews_arrive_one_by_one(pipe: HybridPipeline) -> None:
     assert len(chunks) > 2 and len(events("".join(chunks))) == 5
 
 
+def test_a_speaker_who_leaves_is_not_heard(pipe: HybridPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    speech = HeldSpeech(monkeypatch)
+    with listening(pipe) as address, ThreadPoolExecutor(1) as pool:
+
+        def say(recording: bytes, patience: float) -> httpx.Response:
+            return httpx.post(f"{address}{HEAR}", files={"file": recording}, timeout=patience)
+
+        for recording in (b"leaves while it is heard", b"leaves while it waits"):
+            with pytest.raises(httpx.ReadTimeout):
+                say(recording, 0.5)
+        until(lambda: f'path="{HEAR}",status="499"}} 2.0' in httpx.get(f"{address}/metrics").text, "both gone")
+        stays = pool.submit(say, b"stays", PATIENCE)
+        speech.go.release(2)
+        assert stays.result().json() == {"text": "bag", "prompt": "Bag"}
+    assert speech.heard == [b"leaves while it is heard", b"stays"]
+
+
 def _request(body: dict[str, object]) -> bytes:
     request = httpx.Request("POST", f"http://tiny{GENERATE}", json=body)
     head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
@@ -104,6 +122,10 @@ def test_a_signal_ends_the_command_cleanly(served: tuple[subprocess.Popen[str], 
         ("--queue 0", "--queue 0: must be at least 1"),
         ("--batch 0", "--batch 0: must be at least 1"),
         ("--deadline nan", "--deadline nan: must be at least 0.001"),
+        ("--deadline inf", "--deadline inf: must be at most 1e+09"),
+        ("--grace inf", "--grace inf: must be at most 1e+09"),
+        ("--grace 1e300", "--grace 1e+300: must be at most 1e+09"),
+        ("--grace nan", "--grace nan: must be at least 0"),
         ("--threads 0", "--threads 0: must be at least 1"),
         ("--quue 3", "unknown option --quue; did you mean --queue?"),
         ("--host 203.0.113.7", "203.0.113.7:8000: cannot assign requested address; choose another with --port"),

@@ -144,6 +144,8 @@ def test_the_microphone_ends_after_a_pause_or_when_nobody_speaks() -> None:
         (["empty.wav", "-o", "x.gif"], "--out x.gif: use a name that ends in .png, .jpg or .webp"),
         (["empty.wav", "--budget-ms", "0"], "--budget-ms 0: must be above 0"),
         (["empty.wav", "--seed", "-1"], "--seed -1: must be 0 or above"),
+        (["--fast"], "--fast: only a file can be heard faster than it was spoken; give one"),
+        (["-", "--fast"], "--fast: only a file can be heard faster than it was spoken; give one"),
         (["--fasst"], "unknown option --fasst; did you mean --fast?"),
     ],
 )
@@ -156,3 +158,13 @@ def test_mistakes_are_one_line(
     assert main(arguments) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"hybrid-speak: {line}") and told.count("\n") == 1
+
+
+def test_a_vocabulary_for_a_pairing_of_classes_is_one_line(
+    pair_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hybrid.adapters.speech.load_recogniser", lambda _: None)
+    (tmp_path / "words.txt").write_text("a star\n")
+    assert main(["-", "--config", str(pair_folder), "--vocabulary", str(tmp_path / "words.txt")]) == 2
+    told = "hybrid-speak: vocabulary: this pairing draws its 3 classes and nothing else; leave it out\n"
+    assert capsys.readouterr().err == told

@@ -70,6 +70,35 @@ def test_what_is_no_recording_is_told(data: bytes, line: str) -> None:
         read_sound(data)
 
 
+@pytest.mark.parametrize(
+    ("frames", "channels", "rate", "line"),
+    [
+        (60 * 8000 + 1, 1, 8000, "lasts longer than 60 s, says its header; give less"),
+        (2**36 - 1, 8, 8000, "lasts longer than 60 s, says its header; give less"),
+        (2**36 - 1, 8, 96_000, "96000 Hz, channels: 8; give one or two at 16000 to 192000 Hz"),
+    ],
+)
+def test_what_would_be_large_is_refused_by_its_header(
+    frames: int, channels: int, rate: int, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    held = io.BytesIO()
+    soundfile.write(held, np.zeros((300, channels), np.int16), rate, format="FLAC")
+    data = bytearray(held.getvalue())
+    said = int.from_bytes(data[18:26], "big")  # the last 36 bits are the frames
+    data[18:26] = (said >> 36 << 36 | frames).to_bytes(8, "big")
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match=f"^recording: {line}$"):
+        read_sound(bytes(data))
+
+
+def test_a_wav_of_an_impossible_rate_is_refused_with_soundfile_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^recording: .*768001 Hz.*; give .* at 16000"):
+            read_sound(wav(bytes(200), 2, rate=768_001))
+        monkeypatch.setitem(sys.modules, "soundfile", None)
+
+
 def test_no_file_and_a_folder_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.wav: no such file"):
         read_sound(tmp_path / "none.wav")

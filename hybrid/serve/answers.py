@@ -6,8 +6,8 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -17,6 +17,8 @@ from hybrid.serve.engine import Closed, Engine, Full
 from hybrid.serve.errors import ApiError, failure
 from hybrid.serve.jobs import Done, Drawing, Edit, Event, Failed, Job, Preview
 from hybrid.serve.schemas import ImageRequest, ImagesResponse, PictureData, Report, Settings, encoded
+
+T = TypeVar("T")
 
 
 def requested_size(settings: Settings, engine: Engine) -> tuple[int, int]:
@@ -83,7 +85,7 @@ async def answer(request: Request, engine: Engine, settings: Settings, drawing: 
     streaming = False
     try:
         # Mistakes that only the models know come before the first preview, so that they get a status of their own.
-        event = await _next_unless_gone(request, events)
+        event = await unless_gone(request, events.get())
         if event is None:
             return Response(status_code=499)
         if isinstance(event, Failed):
@@ -98,19 +100,19 @@ async def answer(request: Request, engine: Engine, settings: Settings, drawing: 
             engine.cancel(job)
 
 
-async def _next_unless_gone(request: Request, events: asyncio.Queue[Event]) -> Event | None:
-    """The next event, or None if the client leaves before it."""
+async def unless_gone(request: Request, awaited: Awaitable[T]) -> T | None:
+    """What is awaited, or None if the client leaves before it."""
 
     async def left() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    event, gone = asyncio.ensure_future(events.get()), asyncio.ensure_future(left())
+    wanted, gone = asyncio.ensure_future(awaited), asyncio.ensure_future(left())
     try:
-        await asyncio.wait((event, gone), return_when=asyncio.FIRST_COMPLETED)
-        return event.result() if event.done() else None
+        await asyncio.wait((wanted, gone), return_when=asyncio.FIRST_COMPLETED)
+        return wanted.result() if wanted.done() else None
     finally:
-        event.cancel()
+        wanted.cancel()
         gone.cancel()
 
 

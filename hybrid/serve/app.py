@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Form, Request, UploadFile
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
@@ -22,7 +21,7 @@ from hybrid.serve.answers import answer, drawing_of, requested_size
 from hybrid.serve.engine import Engine
 from hybrid.serve.errors import ApiError
 from hybrid.serve.gate import Gate
-from hybrid.serve.hearing import hear
+from hybrid.serve.hearing import Ears
 from hybrid.serve.metrics import CONTENT_TYPE
 from hybrid.serve.schemas import (
     PICTURES,
@@ -64,6 +63,10 @@ BUSY: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorBody, "description": "The server is shutting down."},
     504: {"model": ErrorBody, "description": "Not finished in time."},
 }
+UNHEARD: dict[int | str, dict[str, Any]] = {
+    429: BUSY[429],
+    501: {"model": ErrorBody, "description": "No speech recognition."},
+}
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "model": ImagesResponse,
@@ -93,7 +96,9 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.engine = await asyncio.to_thread(load)
         app.state.engine.start()
+        app.state.ears = Ears()
         yield
+        app.state.ears.close()
         await asyncio.to_thread(app.state.engine.close, grace)
 
     guard = [] if token is None else [Depends(HTTPBearer(auto_error=False))]  # described here, checked by the gate
@@ -102,6 +107,7 @@ def create_app(
     )
     common: dict[str, Any] = {"dependencies": guard, "responses": PROBLEMS | refused}
     drawn: dict[str, Any] = {"dependencies": guard, "responses": PROBLEMS | refused | BUSY | STREAM}
+    heard: dict[str, Any] = {"dependencies": guard, "responses": PROBLEMS | refused | UNHEARD}
     # Swagger's page would load its scripts from elsewhere; the description itself is at /openapi.json.
     app = FastAPI(title="hybrid-serve", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     errors.install(app)
@@ -155,16 +161,14 @@ def create_app(
             raise ApiError(400, str(error), "invalid_image") from None
         return await answer(request, engine, body, drawing_of(body, engine, edit), deadline)
 
-    @app.post(
-        "/v1/audio/transcriptions",
-        **common
-        | {"responses": common["responses"] | {501: {"model": ErrorBody, "description": "No speech recognition."}}},
-    )
+    @app.post("/v1/audio/transcriptions", response_model=Transcription, **heard)
     async def transcriptions(
         request: Request, file: UploadFile, model: Annotated[str | None, Form(max_length=200)] = None
-    ) -> Transcription:
+    ) -> Transcription | Response:
         """What a recording says."""
-        text = await run_in_threadpool(hear, await file.read())
+        text = await request.app.state.ears.hear_for(request, await file.read())
+        if text is None:
+            return Response(status_code=499)
         return Transcription(text=text, prompt=asker(request.app.state.engine.pipe)(text) or prompt_of(text))
 
     return app
@@ -191,5 +195,5 @@ def describe(engine: Engine) -> ModelInfo:
             "guidance": lead.guidance_scale,
             "temperature": lead.temperature,
         },
-        limits={"prompt": PROMPT_LENGTH, "n": min(PICTURES, engine.capacity.batch), "queue": engine.capacity.queue},
+        limits={"prompt": PROMPT_LENGTH, "n": min(PICTURES, engine.capacity.job), "queue": engine.capacity.queue},
     )

@@ -13,6 +13,8 @@ from hybrid.cli_options import Parser
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MOST = 1e9
+"""Above what anybody needs of anything, and what a timer still counts."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +71,8 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not value >= least:
             raise ValueError(f"--{name} {value:g}: must be at least {least:g}")
+        if value is not None and value > MOST:
+            raise ValueError(f"--{name} {value:g}: must be at most {MOST:g}")
     options.token = options.token or os.environ.get("HYBRID_TOKEN") or None
     missing = [name for name in NEEDED if not find_spec(name)]
     if missing:

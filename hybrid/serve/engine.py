@@ -50,10 +50,15 @@ class Closed(Exception):
 
 @dataclass(frozen=True)
 class Capacity:
-    """Pictures that may wait, and that are drawn at once. A job has at most ``batch`` pictures."""
+    """Pictures that may wait, and that are drawn at once."""
 
     queue: int = 64
     batch: int = 16
+
+    @property
+    def job(self) -> int:
+        """The most pictures of one job, which wait and are drawn together."""
+        return min(self.queue, self.batch)
 
 
 class Engine:
@@ -115,9 +120,9 @@ class Engine:
         Raises:
             Full: no room for its pictures.
             Closed: the engine is shutting down.
-            ValueError: more pictures than a batch has.
+            ValueError: more pictures than a job may have.
         """
-        count, most = len(job.seeds), self.capacity.batch
+        count, most = len(job.seeds), self.capacity.job
         if not 1 <= count <= most:
             raise ValueError(f"{count} pictures: must be 1 to {most}")
         with self._changed:

@@ -17,6 +17,7 @@ from ray import serve
 
 from hybrid.config import Strict, parse
 from hybrid.serve.app import create_app
+from hybrid.serve.cli import MOST
 from hybrid.serve.engine import Capacity
 from hybrid.serve.start import load_engine
 
@@ -30,8 +31,8 @@ class RayConfig(Strict):
     threads: int | None = Field(default=None, ge=1)
     queue: int = Field(default=64, ge=1)
     batch: int = Field(default=16, ge=1)
-    deadline: float = Field(default=60.0, gt=0)
-    grace: float = Field(default=20.0, ge=0)
+    deadline: float = Field(default=60.0, gt=0, le=MOST)
+    grace: float = Field(default=20.0, ge=0, le=MOST)
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:

@@ -1,7 +1,7 @@
 """What requests and answers look like: OpenAI's image API, and this project's settings beside it.
 
 Field names that OpenAI has mean what they mean there. Fields of theirs that nothing here could honour are accepted
-only at the values that ask for nothing; anything unknown is refused.
+only at the values that ask for nothing; anything unknown is refused. Null is a field that is left out, as it is there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import binascii
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import UploadFile
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hybrid.request import METHODS
 
@@ -54,13 +54,30 @@ class Settings(BaseModel):
     background: Literal["auto", "opaque"] | None = Field(None, description="Nothing to choose from.")
     moderation: Literal["auto", "low"] | None = Field(None, description="There is none.")
     output_format: Literal["png"] = "png"
+    output_compression: int | None = Field(None, ge=100, le=100, description="A PNG loses nothing.")
     user: str | None = Field(None, max_length=200, description="Not used and not kept.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_null(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None or name not in cls.model_fields}
+
+
+def _with_null(schema: dict[str, Any]) -> None:
+    """What is optional may be null."""
+    about = ("title", "description", "default", "examples")
+    for name, field in schema["properties"].items():
+        if name not in schema["required"] and "anyOf" not in field:
+            kind = {key: field.pop(key) for key in tuple(field) if key not in about}
+            field["anyOf"] = [kind, {"type": "null"}]
 
 
 class ImageRequest(Settings):
     """Pictures from words."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_with_null)
 
     method: Method | None = Field(
         None,
@@ -70,6 +87,7 @@ class ImageRequest(Settings):
     ar_fraction: float | None = Field(
         None, ge=0, le=1, allow_inf_nan=False, description="Share of the tokens that the AR model writes."
     )
+    style: Literal["vivid", "natural"] | None = Field(None, description="Nothing to choose from.")
 
 
 def _without_null(schema: dict[str, Any]) -> None:
@@ -90,6 +108,7 @@ class EditRequest(Settings):
     mask: UploadFile = Field(
         description="The same size. Drawn anew where it is transparent or, if nothing of it is, where it is white."
     )
+    input_fidelity: Literal["low"] | None = Field(None, description="Nothing to choose from.")
 
 
 class PictureData(BaseModel):

@@ -112,8 +112,9 @@ async function drawLane(lane, fields, edit, signal) {
   return null;
 }
 
-// Draws what the controls say; `compare` by every method; `rough` a masked preview of it. Whether it was finished.
-async function start({ compare = false, rough = false } = {}) {
+// Draws what the controls say; `compare` by every method; `rough` a masked preview of it; `linked` what a link says.
+// Whether it was finished.
+async function start({ compare = false, rough = false, linked = false } = {}) {
   cancel();
   problem();
   const settings = current(compare);
@@ -135,7 +136,7 @@ async function start({ compare = false, rough = false } = {}) {
       if (edit) delete fields.method;
       if (!(await drawLane(lane, fields, edit, mine.signal))) return false;
     }
-    finished(settings, { compare, rough, edit });
+    finished(settings, { compare, rough, linked, edit });
     return true;
   } catch (error) {
     if (mine.signal.aborted) return false;
@@ -152,7 +153,7 @@ async function start({ compare = false, rough = false } = {}) {
   }
 }
 
-function finished(settings, { compare, rough, edit }) {
+function finished(settings, { compare, rough, linked, edit }) {
   if (rough) return say("A preview; the picture follows.");
   if (compare) {
     $("ticks").replaceChildren(); // they told of the last lane alone
@@ -167,7 +168,7 @@ function finished(settings, { compare, rough, edit }) {
   }
   if (edit) lanes[0].clearMask();
   shownHash = toHash(settings);
-  if (location.hash !== shownHash) history.pushState(null, "", shownHash);
+  if (location.hash !== shownHash) history[linked ? "replaceState" : "pushState"](null, "", shownHash);
   const best = lanes.find((lane) => lane.method === "hybrid") ?? lanes[0];
   keep(best, settings, shownHash, edit ? "in-painted" : compare ? "compared" : "");
 }
@@ -202,9 +203,10 @@ function follow() {
   if (location.hash === shownHash || !location.hash) return;
   const settings = fromHash(location.hash);
   if (!settings.prompt) return;
+  shownHash = location.hash;
   setBrush(false);
   apply(settings);
-  start({ compare: settings.compare });
+  start({ compare: settings.compare, linked: true });
 }
 
 // Wiring
@@ -249,7 +251,11 @@ function wire() {
   $("brush").addEventListener("click", () => setBrush(!brushing()));
   $("brushsize").addEventListener("input", () => setBrush(true));
   $("clear").addEventListener("click", () => lanes.forEach((lane) => lane.clearMask()));
-  wireShelf(say);
+  $("skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the hash is the picture's
+    stage.focus();
+  });
+  wireShelf(say, () => shownHash);
   wireSpeech($("mic"), {
     say,
     failed: (message) => {
@@ -264,7 +270,6 @@ function wire() {
     },
   });
   window.addEventListener("hashchange", follow);
-  window.addEventListener("popstate", follow);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => lanes.forEach((lane) => lane.paintOrigin()));
 }
 

@@ -35,7 +35,9 @@ export class Lane {
     this.pixels.setAttribute("aria-label", "No picture yet");
     this.overlay = canvas("origin", columns, rows);
     this.mask = canvas("mask", columns, rows);
-    this.frame.append(this.pixels, this.overlay, this.mask);
+    this.outline = document.createElement("div");
+    this.outline.className = "outline";
+    this.frame.append(this.pixels, this.overlay, this.mask, this.outline);
     this.caption = document.createElement("figcaption");
     this.figure.append(this.frame, this.caption);
     this.listen();
@@ -104,15 +106,28 @@ export class Lane {
     this.mask.tabIndex = yes ? 0 : -1;
     this.mask.setAttribute("role", "application");
     this.mask.setAttribute("aria-label", "Brush: arrow keys move, Space paints");
-    this.at ??= [Math.floor(this.columns / 2), Math.floor(this.rows / 2)];
+    this.move(this.at ?? [Math.floor(this.columns / 2), Math.floor(this.rows / 2)]);
+  }
+
+  // Column and row of the brush's corner.
+  corner() {
+    return this.at.map((place) => place - Math.floor((this.size - 1) / 2));
+  }
+
+  move(at) {
+    this.at = at;
+    const [column, row] = this.corner();
+    for (const [name, value] of Object.entries({ column, row, size: this.size })) {
+      this.outline.style.setProperty(`--${name}`, value);
+    }
   }
 
   stroke(event) {
     const box = this.mask.getBoundingClientRect();
-    this.at = [
+    this.move([
       Math.floor(((event.clientX - box.left) / box.width) * this.columns),
       Math.floor(((event.clientY - box.top) / box.height) * this.rows),
-    ];
+    ]);
     this.dab();
   }
 
@@ -120,10 +135,10 @@ export class Lane {
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const move = moves[event.key];
     if (move) {
-      this.at = [
+      this.move([
         Math.min(Math.max(this.at[0] + move[0], 0), this.columns - 1),
         Math.min(Math.max(this.at[1] + move[1], 0), this.rows - 1),
-      ];
+      ]);
       this.mask.setAttribute("aria-label", `Brush at column ${this.at[0] + 1}, row ${this.at[1] + 1}`);
     } else if (event.key === " ") this.dab();
     else return;
@@ -133,8 +148,7 @@ export class Lane {
   dab() {
     const context = this.mask.getContext("2d");
     context.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--accent");
-    const start = Math.floor((this.size - 1) / 2);
-    context.fillRect(this.at[0] - start, this.at[1] - start, this.size, this.size);
+    context.fillRect(...this.corner(), this.size, this.size);
     this.mask.dispatchEvent(new Event("input", { bubbles: true }));
   }
 

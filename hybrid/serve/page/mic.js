@@ -1,8 +1,6 @@
-// The microphone as a growing 16 kHz mono WAV, which the server turns into words while one speaks. Knows no page.
+// The microphone as a growing mono WAV, which the server turns into words while one speaks. Knows no page.
 
-const RATE = 16000;
-
-function wav(chunks) {
+function wav(chunks, rate) {
   const samples = chunks.reduce((sum, chunk) => sum + chunk.length, 0);
   const view = new DataView(new ArrayBuffer(44 + 2 * samples));
   const word = (place, text) => [...text].forEach((letter, i) => view.setUint8(place + i, letter.charCodeAt(0)));
@@ -12,8 +10,8 @@ function wav(chunks) {
   view.setUint32(16, 16, true);
   view.setUint16(20, 1, true); // PCM
   view.setUint16(22, 1, true);
-  view.setUint32(24, RATE, true);
-  view.setUint32(28, 2 * RATE, true);
+  view.setUint32(24, rate, true);
+  view.setUint32(28, 2 * rate, true);
   view.setUint16(32, 2, true);
   view.setUint16(34, 16, true);
   word(36, "data");
@@ -40,17 +38,26 @@ export async function listen(heard, every = 900) {
   } catch (error) {
     throw new Error(error.name === "NotFoundError" ? "no microphone was found" : "the microphone was not allowed");
   }
-  const audio = new AudioContext({ sampleRate: RATE });
-  await audio.audioWorklet.addModule("/page/recorder.js");
-  const recorder = new AudioWorkletNode(audio, "recorder");
+  let audio;
+  const close = async () => {
+    stream.getTracks().forEach((track) => track.stop());
+    await audio?.close();
+  };
   const chunks = [];
-  recorder.port.onmessage = ({ data }) => chunks.push(data);
-  audio.createMediaStreamSource(stream).connect(recorder);
-  const timer = setInterval(() => chunks.length && heard(wav(chunks), false), every);
+  try {
+    audio = new AudioContext(); // at its own rate, since Firefox connects no microphone of another one
+    await audio.audioWorklet.addModule("/page/recorder.js");
+    const recorder = new AudioWorkletNode(audio, "recorder");
+    recorder.port.onmessage = ({ data }) => chunks.push(data);
+    audio.createMediaStreamSource(stream).connect(recorder);
+  } catch (error) {
+    await close();
+    throw error;
+  }
+  const timer = setInterval(() => chunks.length && heard(wav(chunks, audio.sampleRate), false), every);
   return async (lastWords) => {
     clearInterval(timer);
-    stream.getTracks().forEach((track) => track.stop());
-    await audio.close();
-    if (lastWords) await heard(wav(chunks), true);
+    await close();
+    if (lastWords) await heard(wav(chunks, audio.sampleRate), true);
   };
 }

@@ -31,17 +31,19 @@ export function keep(lane, settings, hash, note) {
   showHistory(remember({ hash, prompt: settings.prompt, picture: lane.pixels.toDataURL(), note }));
 }
 
-export function wireShelf(say) {
+// `shownHash()` is of the picture on the stage.
+export function wireShelf(say, shownHash) {
   $("forget").addEventListener("click", () => {
     forget();
     showHistory();
   });
   $("copy").addEventListener("click", async () => {
+    const link = location.origin + location.pathname + shownHash();
     try {
-      await navigator.clipboard.writeText(location.href);
+      await navigator.clipboard.writeText(link);
       say("The link is copied.");
     } catch {
-      window.prompt("The link to this picture:", location.href);
+      window.prompt("The link to this picture:", link);
     }
   });
 }

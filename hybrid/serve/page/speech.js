@@ -6,6 +6,7 @@ import { listen } from "./mic.js";
 // `heard(text, last)` gets what was understood so far; `failed(message)` why nothing is.
 export function wireSpeech(button, { heard, say, failed }) {
   let stop = null;
+  let starting = false; // the browser asks for permission
   let asking = false;
 
   async function end(lastWords) {
@@ -23,6 +24,7 @@ export function wireSpeech(button, { heard, say, failed }) {
       if (text) heard(text, last);
       else if (last) say("Nothing was heard.");
     } catch (error) {
+      if (error.status === 429 && !last) return; // many speak; the next recording holds these words too
       if (stop) end(false);
       failed(error.message);
     } finally {
@@ -32,6 +34,8 @@ export function wireSpeech(button, { heard, say, failed }) {
 
   button.addEventListener("click", async () => {
     if (stop) return end(true);
+    if (starting) return;
+    starting = true;
     failed("");
     try {
       stop = await listen(understand);
@@ -39,6 +43,8 @@ export function wireSpeech(button, { heard, say, failed }) {
       say("Listening. Press again when you have said it.");
     } catch (error) {
       failed(error.message);
+    } finally {
+      starting = false;
     }
   });
 }
