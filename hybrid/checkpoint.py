@@ -42,7 +42,8 @@ NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
 PLAIN_DATA: list[Any] = [
     argparse.Namespace,  # a training script's arguments
     *((NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # a learning rate by numpy
-    *(np.dtype, type(np.dtype(np.float32)), type(np.dtype(np.float64))),
+    np.dtype,
+    *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
 ]
 """What training scripts leave beside weights that needs a name to be read. Making one runs no code of the file."""
 
@@ -337,7 +338,7 @@ def _read_torch(path: Path, start: bytes, name: str) -> tuple[dict[str, Tensor],
                 f"{name}: asks to run code on reading ({wish}), which is refused; "
                 "convert it to safetensors with a tool you trust"
             ) from None
-        reason = re.search(r"WeightsUnpickler error: ([^\n]+)", str(error))
+        reason = re.search(r"WeightsUnpickler error:\s*([^\n]+)", str(error))
         raise ValueError(f"{name}: not a PyTorch file{f' ({reason[1]})' if reason else ''}") from None
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(f"{name}: truncated or not a PyTorch file ({_line(error)})") from error

@@ -71,7 +71,9 @@ def find_budget(options: argparse.Namespace, request: Request) -> Budget | None:
     most = min(options.batch, len(request.prompts))
     budget = fit(lambda batch: plan(batch=batch), options.max_memory * 1e9, most, offload=device.type == "cuda")
     if not options.quiet or budget.layers is not None:
-        print(f"hybrid-generate: --max-memory {options.max_memory:g}: {budget}", file=sys.stderr)
+        method = _split(pair, request.arguments)[0]
+        more = f" (what method {method} adds is not counted)" if method in UNCOUNTED else ""
+        print(f"hybrid-generate: --max-memory {options.max_memory:g}: {budget}{more}", file=sys.stderr)
     return budget
 
 

@@ -139,8 +139,9 @@ class PlanConfig(Strict):
 
 
 TASKS_OF: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("feature_weight", "adversarial", "codebook", "decoder_only"), ("tokenizer",)),
-    **dict.fromkeys(("balance", "everyday", "views", "token_noise"), ("ar", "masked", "unified")),
+    **dict.fromkeys(("feature_weight", "feature_loss", "adversarial", "codebook", "decoder_only"), ("tokenizer",)),
+    **dict.fromkeys(("tokenizer", "text", "views", "balance", "everyday"), ("ar", "masked", "unified")),
+    **dict.fromkeys(("condition_dropout", "token_noise"), ("ar", "masked", "unified")),
     **dict.fromkeys(("label_smoothing", "loss_on"), ("masked",)),
     "prefix_share": ("masked", "unified"),
     "masked_weight": ("unified",),
@@ -178,7 +179,8 @@ class TrainConfig(Strict):
     @classmethod
     def _for_its_tasks(cls, value: Any, info: ValidationInfo) -> Any:
         own, task = TASKS_OF[str(info.field_name)], info.data.get("task")
-        if task not in (None, *own) and value != cls.model_fields[str(info.field_name)].default:
+        default = cls.model_fields[str(info.field_name)].get_default(call_default_factory=True)
+        if task not in (None, *own) and value != default:
             raise ValueError(f"only for task: {' or '.join(own)}")
         return value
 

@@ -277,7 +277,10 @@ def as_defaults(settings: Mapping[str, Any], defaults: DefaultsConfig) -> Defaul
         fields["ar"] = _phase(settings["prefix"])
     if fill is not None:
         fields["masked"] = _phase(fill["sampling"])
-        filled = ("steps",) if verify is None else ()  # drafts are no passes of a fill
+        height, width = settings["grid"]
+        left = height * width - settings["ar_tokens"]
+        cut = fill["steps"] == left <= defaults.steps  # the default is cut to the places left, and will be again
+        filled = () if cut or verify is not None else ("steps",)  # drafts are no passes of a fill
         fields |= {key: fill[key] for key in (*filled, "schedule", "resume", "order", "noise", "reuse")}
     return DefaultsConfig.model_validate(fields)
 

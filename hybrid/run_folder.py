@@ -204,7 +204,7 @@ def load_checkpoint(
     if (path / AUXILIARY).exists() != (auxiliary is not None):
         before = "without" if auxiliary is not None else "with"
         raise ValueError(f"{path}: trained {before} an auxiliary network (adversarial); {remedy}")
-    away = next(model.parameters()).device.type != "cpu"  # then nothing keeps the mapped file
+    away = next(model.parameters()).device.type != "cpu"
     kept = torch.load(path / "optimizers.pt", weights_only=True, map_location="cpu", mmap=away)
     if len(kept) != len(optimizer_list):
         raise ValueError(f"{path}: trained with another optimizer than the configuration's; {remedy}")
@@ -223,6 +223,9 @@ def load_checkpoint(
             raise ValueError(f"{path}: trained with another auxiliary network (adversarial); {remedy}") from None
     for optimizer, entry in zip(optimizer_list, kept, strict=True):
         asked = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        for held in entry["state"].values():
+            if "step" in held:  # stays on the CPU, and would keep the mapped file when it is removed
+                held["step"] = held["step"].clone()
         optimizer.load_state_dict(entry)
         for group, settings in zip(optimizer.param_groups, asked, strict=True):
             group.update(settings)

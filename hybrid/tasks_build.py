@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from hybrid.adapters import load
-from hybrid.checkpoint import read_weights
+from hybrid.checkpoint import read_weights, sha256
 from hybrid.config import TrainConfig
 from hybrid.data.coded import CodedPictures, FolderPictures
 from hybrid.data.codes import embed_captions, extract_codes, weights_name
-from hybrid.data.folder import DataError, DataFolder, default_folder
+from hybrid.data.folder import ITEMS, DataError, DataFolder, default_folder
 from hybrid.data.shard_text import TextFormat
 from hybrid.data.shards import CodeShards, identity, is_shards, parse_grid
 from hybrid.tasks import ARTask, MaskedTask
@@ -98,9 +98,12 @@ def _build(config: TrainConfig, data: Path, tokenizer: Path | None, source: str)
             _check_start(Path(config.model.init), fields)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    metadata: dict[str, Any] = {"kind": config.model.kind, "config": fields, "origin": {}}
+    origin: dict[str, Any] = {"sets": config.sets}
     if config.model.init is not None:
-        metadata["origin"]["init"] = weights_name(model)
+        origin["init"] = weights_name(model)
+    if (records := data / ITEMS).exists():
+        origin["data"] = sha256(records)[:8]
+    metadata = {"kind": config.model.kind, "config": fields, "origin": origin}
     if config.task == "tokenizer":
         if is_shards(data):
             raise ValueError(f"{data}: holds codes, and a tokenizer learns from pictures; give --data a data folder")
@@ -111,7 +114,8 @@ def _build(config: TrainConfig, data: Path, tokenizer: Path | None, source: str)
     opened = _open_shards if is_shards(data) else _open_folder
     coded = opened(config, data, tokenizer, source)
     _check(model, coded, source)
-    metadata["origin"] |= {"tokenizer": coded.made_by, "pictures": sum(len(bucket.train) for bucket in coded.buckets)}
+    origin |= {"tokenizer": coded.made_by, "pictures": sum(len(bucket.train) for bucket in coded.buckets)}
+    origin |= {"views": config.views, "balance": config.balance, "everyday": config.everyday}
     if config.model.init is None:
         model.start_from_codebook(coded.codebook_kd)
     common: dict[str, Any] = {

@@ -174,7 +174,8 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
         task: what to train.
         config: how.
         out: the run's folder.
-        stop: asked after each step (each ``VOTE_EVERY``-th with several processes); True saves a checkpoint and ends.
+        stop: asked after each step (with several processes: each logged one and each ``VOTE_EVERY``-th); True saves a
+            checkpoint and ends.
 
     Raises:
         ValueError: settings that contradict each other or the checkpoint, or a loss that is no number any more.

@@ -74,7 +74,7 @@ def test_plain_values_beside_the_weights_become_metadata(tmp_path: Path) -> None
 def test_a_learning_rate_by_numpy_does_not_hide_the_weights(tmp_path: Path) -> None:
     path = tmp_path / "training.pth"
     states = {"param_groups": [{"lr": np.cos(np.float64(0.1)), "betas": (np.float32(0.9), 0.99)}]}
-    torch.save({"model_state_dict": weights(), "optimizer_state_dict": states}, path)
+    torch.save({"model_state_dict": weights(), "optimizer_state_dict": states, "epoch": np.int64(3)}, path)
     assert same(read_weights(path)[0], weights())
     # numpy before 2 called the module numpy.core
     older = tmp_path / "older.pth"

@@ -38,6 +38,15 @@ def test_options_beside_from_override_its_settings(run: Run) -> None:
     assert (told["tokens"]["ar"], told["passes"]["fill"]) == (6, 2)
 
 
+def test_passes_that_were_cut_to_the_places_left_are_nobodys_choice(run: Run) -> None:
+    run("bag", "--seed", 4, "--ar-tokens", 15)
+    again = json.loads(run("--from", "bag.png", "-o", "again.png", "--json")[1])
+    assert (again["repeated"], again["passes"]["fill"]) == (True, 1)
+    assert (
+        json.loads(run("--from", "bag.png", "-o", "all.png", "--method", "masked", "--json")[1])["passes"]["fill"] == 4
+    )
+
+
 def test_a_repetition_that_differs_says_so(run: Run, tmp_path: Path) -> None:
     class_pair().save_pretrained(tmp_path / "mine")
     run("bag", "--config", "mine", "--seed", 1)

@@ -50,6 +50,8 @@ def test_a_wrong_key_or_value_is_named(change: dict[str, Any], message: str) -> 
         ("masked", {"masked_weight": 2.0}, "unified"),
         ("tokenizer", {"balance": True}, "ar or masked or unified"),
         ("tokenizer", {"token_noise": 0.1}, "ar or masked or unified"),
+        ("tokenizer", {"text": {"pooled": True}}, "ar or masked or unified"),
+        ("ar", {"feature_loss": "lpips"}, "tokenizer"),
     ],
 )
 def test_a_setting_that_a_task_does_not_read_is_refused(task: str, setting: dict[str, Any], owner: str) -> None:
@@ -57,7 +59,7 @@ def test_a_setting_that_a_task_does_not_read_is_refused(task: str, setting: dict
     with pytest.raises(ValueError) as caught:
         parse(TrainConfig, GOOD | {"task": task} | setting, "run.yaml")
     assert str(caught.value).startswith(f"run.yaml: {name}: Value error, only for task: {owner}")
-    default = TrainConfig.model_fields[name].default
+    default = TrainConfig.model_fields[name].get_default(call_default_factory=True)
     parse(TrainConfig, GOOD | {"task": task, name: default}, "run.yaml")
 
 

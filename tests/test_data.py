@@ -16,7 +16,7 @@ import pytest
 
 from hybrid.data import concepts, names
 from hybrid.data import emoji as emoji_module
-from hybrid.data.emoji import SIZE, attribution, build_emoji, place, svg
+from hybrid.data.emoji import SIZE, as_licensed, attribution, build_emoji, place, svg
 from hybrid.data.folder import DataError
 from hybrid.data.names import Segmenter, key, load_emoji, natural, neutral_code, neutral_key
 
@@ -331,4 +331,13 @@ def test_attribution_names_author_licence_and_what_cc_by_asks() -> None:
 def test_shipped_attribution_covers_every_set() -> None:
     text = (Path(concepts.__file__).parent / "ATTRIBUTION.md").read_text(encoding="utf-8")
     assert all(f"(`{name}`)" in text for name in concepts.STYLES) and "Fashion-MNIST" in text
-    assert text.count("- Attribution:") == 3
+    assert text.count("- Attribution:") == 4
+
+
+def test_artwork_has_its_own_licence_where_the_code_has_another() -> None:
+    packed = icon_set("fxemoji", {}, "Apache-2.0")
+    data = as_licensed("fxemoji", packed)
+    assert data["info"]["license"]["spdx"] == "CC-BY-4.0" and packed["info"]["license"]["spdx"] == "Apache-2.0"
+    assert "- Attribution: “Fxemoji” by Somebody" in attribution([data["info"] | {"prefix": "fxemoji"}])
+    other = icon_set("noto", {}, "Apache-2.0")
+    assert as_licensed("noto", other) == other

@@ -69,11 +69,15 @@ def test_a_speaker_who_leaves_is_not_heard(pipe: HybridPipeline, monkeypatch: py
     with listening(pipe) as address, ThreadPoolExecutor(1) as pool:
 
         def say(recording: bytes, patience: float) -> httpx.Response:
-            return httpx.post(f"{address}{HEAR}", files={"file": recording}, timeout=patience)
+            timeout = httpx.Timeout(PATIENCE, read=patience)
+            return httpx.post(f"{address}{HEAR}", files={"file": recording}, timeout=timeout)
 
-        for recording in (b"leaves while it is heard", b"leaves while it waits"):
-            with pytest.raises(httpx.ReadTimeout):
-                say(recording, 0.5)
+        first = pool.submit(say, b"leaves while it is heard", 1.0)
+        assert speech.begun.acquire(timeout=PATIENCE)
+        with pytest.raises(httpx.ReadTimeout):
+            say(b"leaves while it waits", 0.5)
+        with pytest.raises(httpx.ReadTimeout):
+            first.result()
         until(lambda: f'path="{HEAR}",status="499"}} 2.0' in httpx.get(f"{address}/metrics").text, "both gone")
         stays = pool.submit(say, b"stays", PATIENCE)
         speech.go.release(2)

@@ -158,12 +158,13 @@ def test_a_run_goes_on_with_its_own_start_data_and_order(folder: Path, tmp_path:
     task, _ = tiny.task("ar", folder)
     start = tmp_path / "start.safetensors"
     save_weights(start, task.model.state_dict(), metadata=task.export())
-    other = tiny.data_folder(tmp_path / "fewer", tiny.items()[:7] + tiny.items(captions=False)[8:] + tiny.items()[8:9])
+    other = tiny.data_folder(tmp_path / "other", [item | {"label": 0} for item in tiny.items()])
     for where, changes, message in (
         (folder, {"loop": {"seed": 1}}, "trained with seed 0, asked for 1; put it back, or give another --out"),
         (folder, {"loop": {"batch_size": 2}}, "trained with samples_per_step 4, asked for 2"),
         (folder, {"model": {**tiny.MODELS["ar"], "init": str(start)}}, "trained with init None, asked for [0-9a-f]{8}"),
-        (other, {}, "trained with pictures 8, asked for 7"),
+        (folder, {"balance": True}, "trained with balance False, asked for True"),
+        (other, {}, "trained with data [0-9a-f]{8}, asked for [0-9a-f]{8}"),
     ):
         with pytest.raises(ValueError, match=f"step-0000002: {message}"):
             trained("ar", where, tmp_path / "run", **changes)

@@ -27,6 +27,14 @@ LABELS = Package("emojibase-data", "17.0.0")
 KEYWORDS = Package("emojilib", "4.0.3")
 LABELS_FILE, KEYWORDS_FILE = "en/data.json", "dist/emoji-en-US.json"
 SETS = tuple(concepts.STYLES)
+ARTWORK = {
+    "fxemoji": {
+        "title": "CC BY 4.0",
+        "spdx": "CC-BY-4.0",
+        "url": "https://creativecommons.org/licenses/by/4.0/",
+    }
+}
+"""Licences of drawings where Iconify names that of the code: mozilla/fxemoji's LICENSE.md has one of each."""
 
 SIZE = 64
 MARGIN = 2.0
@@ -143,7 +151,7 @@ def build_emoji(
     _require_renderer()
     archives = {package: npm_archive(package, sources) for package in (ICONS, LABELS, KEYWORDS)}
     members = read_members(archives[ICONS], [f"json/{name}.json" for name in SETS])
-    sets = {name: members[f"json/{name}.json"] for name in SETS}
+    sets = {name: as_licensed(name, members[f"json/{name}.json"]) for name in SETS}
     emoji = load_emoji(
         read_members(archives[LABELS], [LABELS_FILE])[LABELS_FILE],
         read_members(archives[KEYWORDS], [KEYWORDS_FILE])[KEYWORDS_FILE],
@@ -171,6 +179,13 @@ def build_emoji(
         write_records(work, kept, meta, attribution([sets[name]["info"] | {"prefix": name} for name in SETS]))
         del images
     return DataFolder.open(out)
+
+
+def as_licensed(name: str, data: dict[str, Any]) -> dict[str, Any]:
+    """An icon set with its artwork's licence, where Iconify names that of the code."""
+    if name not in ARTWORK:
+        return data
+    return data | {"info": data["info"] | {"license": ARTWORK[name]}}
 
 
 def attribution(infos: Sequence[Mapping[str, Any]]) -> str:

@@ -12,6 +12,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ def read_idx(file: Path) -> NDArray[np.uint8]:
         data = gzip.decompress(file.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{file} not found; give --from a folder with the idx files or {PACKAGE}_*.deb") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: is no readable gzip file, truncated? ({error}); download it again") from error
     if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise DataError(f"{file}: is no idx file of unsigned bytes; download it again")

@@ -3,6 +3,16 @@
 import { transcribe } from "./api.js";
 import { listen } from "./mic.js";
 
+async function words(recording, last) {
+  try {
+    return await transcribe(recording);
+  } catch (error) {
+    if (error.status !== 429 || !last) throw error;
+    await new Promise((wake) => setTimeout(wake, 1000)); // what was said last is not said again
+    return transcribe(recording);
+  }
+}
+
 // `heard(text, last)` gets what was understood so far; `failed(message)` why nothing is.
 export function wireSpeech(button, { heard, say, failed }) {
   let stop = null;
@@ -20,7 +30,7 @@ export function wireSpeech(button, { heard, say, failed }) {
     if (asking && !last) return;
     asking = true;
     try {
-      const text = (await transcribe(recording)).trim();
+      const text = (await words(recording, last)).trim();
       if (text) heard(text, last);
       else if (last) say("Nothing was heard.");
     } catch (error) {
