@@ -108,8 +108,10 @@ class UnifiedTask(CodesTask):
 
     def loss(self, model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``cut_loss``; logs the mean of each kind in nats per place that it predicts."""
-        tokens, condition, *cut = (batch[name] for name in ("tokens", "condition", "prefix", "masked", "read"))
-        loss, following, own = cut_loss(model, tokens, condition, *cut, self.masked_weight)
+        tokens, condition, prefix, masked, read = (
+            batch[name] for name in ("tokens", "condition", "prefix", "masked", "read")
+        )
+        loss, following, own = cut_loss(model, tokens, condition, prefix, masked, read, self.masked_weight)
         return loss, {"nats_next": following, "nats_masked": own}
 
     def evaluate(self, model: Any) -> dict[str, float]:
