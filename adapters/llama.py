@@ -162,6 +162,26 @@ class Window:
     end: int
 
 
+def window_at(tokens_bw: Tensor, places: Sequence[int], offset: int) -> Window:
+    """Where tokens go that stand at each row's place, and after it, behind ``offset`` condition tokens."""
+    width, first, last = tokens_bw.shape[1], min(places), max(places)
+    indices_bw = torch.arange(offset, offset + width, device=tokens_bw.device).expand_as(tokens_bw)
+    # A number is no copy to the device, as a list would be.
+    indices_bw = indices_bw + (first if first == last else torch.tensor(places, device=indices_bw.device)[:, None])
+    return Window(indices_bw, offset + first if first == last else None, offset + last + width)
+
+
+def require_fed(places: Sequence[int], filled_b: Tensor) -> None:
+    """Refuse places that tokens cannot be fed at.
+
+    Raises:
+        ValueError: a row would skip a place.
+    """
+    filled = filled_b.tolist()
+    if any(not 0 <= place <= held for place, held in zip(places, filled, strict=True)):
+        raise ValueError(f"decode at places {places}: only {filled} tokens were fed")
+
+
 @dataclass(frozen=True)
 class LayerCache:
     """One layer's keys and values (b, heads, capacity, head_dim) and where new ones go. It does not say which layer it

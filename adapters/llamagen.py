@@ -27,7 +27,20 @@ from .conditions import (
     class_condition,
     text_condition,
 )
-from .llama import KVCache, RMSNorm, Window, blocks, devices_of, fuse, grid_rope, init_weights, run, spread_codes
+from .llama import (
+    KVCache,
+    RMSNorm,
+    Window,
+    blocks,
+    devices_of,
+    fuse,
+    grid_rope,
+    init_weights,
+    require_fed,
+    run,
+    spread_codes,
+    window_at,
+)
 from .loading import load_network, resolve
 from .transformer_config import CONFIGS, TransformerConfig, arguments, infer
 
@@ -183,9 +196,8 @@ class LlamaGen(nn.Module):
         Raises:
             ValueError: a row would skip a place, or the cache is full.
         """
-        places, filled = places_b.tolist(), state.filled_b.tolist()
-        if any(not 0 <= place <= held for place, held in zip(places, filled, strict=True)):
-            raise ValueError(f"decode at places {places}: only {filled} tokens were fed")
+        places = places_b.tolist()
+        require_fed(places, state.filled_b)
         return self._decode(tokens_bw, places, state)
 
     def advance(self, tokens_b: Tensor, state: LlamaGenState) -> Tensor:
@@ -210,13 +222,9 @@ class LlamaGen(nn.Module):
         if last + width > capacity:
             raise ValueError(f"the cache holds {capacity} image tokens, {last + width} are needed")
         state.filled_b = torch.tensor(places) + width
-        start = state.offset + first if first == last else None
-        if self._step is not None and width == 1 and start is not None and not torch.is_grad_enabled():
-            return self._step(self, tokens_bw, start, state)
-        indices_bw = torch.arange(state.offset, state.offset + width, device=tokens_bw.device).expand_as(tokens_bw)
-        # A number is no copy to the device, as a list would be.
-        indices_bw = indices_bw + (first if first == last else torch.tensor(places, device=indices_bw.device)[:, None])
-        return self.read(tokens_bw, Window(indices_bw, start, state.offset + last + width), state)
+        if self._step is not None and width == 1 and first == last and not torch.is_grad_enabled():
+            return self._step(self, tokens_bw, state.offset + first, state)
+        return self.read(tokens_bw, window_at(tokens_bw, places, state.offset), state)
 
     def decode_at(self, tokens_bw: Tensor, places: Sequence[int], known_n: Tensor, state: LlamaGenState) -> Tensor:
         """Feed tokens at places in any order; see ``hybrid.zipar.ScatteredModel``. ``truncate`` knows nothing of it.

@@ -23,7 +23,7 @@ from hybrid.types import Grid, Prompts
 
 from . import lumina2
 from .families import MARKERS
-from .llama import KVCache, Window
+from .llama import KVCache, Window, require_fed
 from .lumina_config import VERSIONS, LuminaConfig, find_config, plain_norms
 from .lumina_net import Chameleon
 from .lumina_prompt import LuminaCondition, check_codes, lumina_condition, read_tokenizer, size_ids
@@ -144,10 +144,8 @@ class Lumina(nn.Module):
             ValueError: a row would skip a place, the cache is full, or a token is no code.
         """
         places, lowest, highest = torch.stack((places_b, tokens_bw.amin(1), tokens_bw.amax(1))).tolist()  # one transfer
-        filled = state.filled_b.tolist()
         self._check_codes(min(lowest), max(highest))
-        if any(not 0 <= place <= held for place, held in zip(places, filled, strict=True)):
-            raise ValueError(f"decode at places {places}: only {filled} tokens were fed")
+        require_fed(places, state.filled_b)
         return self._decode(tokens_bw, places, state)
 
     def advance(self, tokens_b: Tensor, state: LuminaState) -> Tensor:

@@ -26,7 +26,7 @@ from hybrid.types import Grid, Prompts
 from .any_order import own_grid
 from .conditions import ClassCondition, class_condition
 from .halton import modulation
-from .llama import KVCache, LayerCache, Window, devices_of
+from .llama import KVCache, LayerCache, Window, devices_of, require_fed, window_at
 from .loading import load_network, shape_of
 
 EPS = 1e-6
@@ -219,9 +219,8 @@ class RAR(nn.Module):
         Raises:
             ValueError: a row would skip a place, or the cache is full.
         """
-        places, filled = places_b.tolist(), state.filled_b.tolist()
-        if any(not 0 <= place <= held for place, held in zip(places, filled, strict=True)):
-            raise ValueError(f"decode at places {places}: only {filled} tokens were fed")
+        places = places_b.tolist()
+        require_fed(places, state.filled_b)
         return self._decode(tokens_bw, places, state)
 
     def advance(self, tokens_b: Tensor, state: RARState) -> Tensor:
@@ -233,15 +232,12 @@ class RAR(nn.Module):
         return self._decode(tokens_b[:, None], state.filled_b.tolist(), state)[:, -1]
 
     def _decode(self, tokens_bw: Tensor, places: list[int], state: RARState) -> Tensor:
-        width, first, last = tokens_bw.shape[1], min(places), max(places)
+        width, last = tokens_bw.shape[1], max(places)
         capacity = state.cache.capacity - PREFIX
         if last + width > capacity:
             raise ValueError(f"the cache holds {capacity} image tokens, {last + width} are needed")
-        indices_bw = torch.arange(PREFIX, PREFIX + width, device=tokens_bw.device).expand_as(tokens_bw)
-        # A number is no copy to the device, as a list would be.
-        indices_bw = indices_bw + (first if first == last else torch.tensor(places, device=indices_bw.device)[:, None])
-        window = Window(indices_bw, PREFIX + first if first == last else None, PREFIX + last + width)
-        logits_bwk = self._run(self.embeddings(tokens_bw), indices_bw, state.class_bd, state.cache, window)
+        window = window_at(tokens_bw, places, PREFIX)
+        logits_bwk = self._run(self.embeddings(tokens_bw), window.indices_bw, state.class_bd, state.cache, window)
         state.filled_b = torch.tensor(places) + width
         return logits_bwk
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hybrid.threads import use_threads
+
 from . import cli_ablate, cli_fid
 from .cli_sweep import add_commands
-from .threads import use_threads
 
 
 def main(argv: list[str] | None = None) -> int:

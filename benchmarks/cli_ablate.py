@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .threads import use_threads
+from hybrid.threads import use_threads
 
 
 def add_command(commands: Any) -> None:

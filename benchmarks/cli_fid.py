@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .threads import use_threads
+from hybrid.threads import use_threads
 
 
 def add_command(commands: Any) -> None:

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from .threads import use_threads
+from hybrid.threads import use_threads
 
 
 def add_commands(commands: Any) -> None:

@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hybrid.threads import use_threads
+
 from .engine_lanes import Lane, Reach, best, drawn, measure, ratio
-from .threads import use_threads
 
 SIDES = {"full": 16, "quick": 5}
 TURNS = {"full": 3, "quick": 2}

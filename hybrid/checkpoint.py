@@ -35,6 +35,7 @@ WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
 """Names under which training scripts keep the weights, beside optimizer, step and (unused here) ``ema``."""
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 WRAPPER_PREFIX = re.compile(rf"(?:(?:{'|'.join(WRAPPERS)}|_orig_mod)\.)*")
 LFS_POINTER = b"version https://git-lfs"
@@ -299,8 +300,8 @@ def _read_shards(shards: list[Path], name: str) -> tuple[dict[str, Tensor], dict
 
 
 def _read_file(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
-        raise ValueError(f"{name}: not a weight file; expected .safetensors, {', '.join(TORCH_SUFFIXES)}")
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{name}: not a weight file; expected {', '.join(SUFFIXES)}")
     try:
         with path.open("rb") as file:
             start = file.read(len(LFS_POINTER))

@@ -46,11 +46,11 @@ def plan_memory(options: argparse.Namespace, request: Request) -> int:
         dtype = "bf16"
     if dtype not in DTYPES:
         raise ValueError(f"--plan-memory: --dtype {dtype}: use {', '.join(DTYPES)}")
-    method = _split(pair, request.arguments)[0]
+    method, plan = _plan(pair, DTYPES[dtype], request.arguments)
     if method in UNCOUNTED:
         raise ValueError(f"--plan-memory: does not count what method {method} adds; use ar, hybrid, masked or zipar")
     batch = min(options.batch, len(request.prompts))
-    need = _plan(pair, DTYPES[dtype], request.arguments)(batch=batch)
+    need = plan(batch=batch)
     print(f"{request.config}, {dtype}, pictures at once: {batch}")
     print(table(need))
     return 0
@@ -67,11 +67,10 @@ def find_budget(options: argparse.Namespace, request: Request) -> Budget | None:
     # A type that is still to be measured counts as the widest one.
     types = find_types("fp32" if dtype == FASTEST else dtype, device)
     widest = max((types.ar, types.masked, types.decode), key=lambda dtype: dtype.itemsize)
-    plan = _plan(pair, widest, request.arguments)
+    method, plan = _plan(pair, widest, request.arguments)
     most = min(options.batch, len(request.prompts))
     budget = fit(lambda batch: plan(batch=batch), options.max_memory * 1e9, most, offload=device.type == "cuda")
     if not options.quiet or budget.layers is not None:
-        method = _split(pair, request.arguments)[0]
         more = f" (what method {method} adds is not counted)" if method in UNCOUNTED else ""
         print(f"hybrid-generate: --max-memory {options.max_memory:g}: {budget}{more}", file=sys.stderr)
     return budget
@@ -90,9 +89,15 @@ def _pair(options: argparse.Namespace, request: Request) -> tuple[PairConfig, st
     return pair.model_copy(update={"defaults": defaults}), dtype
 
 
-def _split(pair: PairConfig, asked: Mapping[str, Any]) -> tuple[str, float | None, int | None]:
-    """The method, and its share or number of AR tokens."""
-    return find_split(
+def _plan(pair: PairConfig, dtype: torch.dtype, asked: Mapping[str, Any]) -> tuple[str, Callable[..., Memory]]:
+    """The method, and ``plan_pair`` for what is asked, but for the number of pictures.
+
+    Args:
+        pair: with the request's defaults.
+        dtype: of all parts.
+        asked: the pipeline's arguments.
+    """
+    method, fraction, tokens = find_split(
         asked.get("method"),
         asked.get("ar_fraction"),
         asked.get("ar_tokens"),
@@ -101,19 +106,8 @@ def _split(pair: PairConfig, asked: Mapping[str, Any]) -> tuple[str, float | Non
         masked=pair.masked is not None,
         inpainting="image" in asked,
     )
-
-
-def _plan(pair: PairConfig, dtype: torch.dtype, asked: Mapping[str, Any]) -> Callable[..., Memory]:
-    """``plan_pair`` for what is asked, but for the number of pictures.
-
-    Args:
-        pair: with the request's defaults.
-        dtype: of all parts.
-        asked: the pipeline's arguments.
-    """
-    _, fraction, tokens = _split(pair, asked)
     guidance = asked.get("guidance_scale")
-    return partial(
+    return method, partial(
         plan_pair,
         pair,
         dtype,

@@ -166,11 +166,16 @@ def sample_cost(model: Any, task: str, grid: Grid) -> tuple[int, int, int]:
         return grid.places, 6 * sum(products for products, _ in convolutions(model, grid)), 0
     condition = condition_tokens(model)
     length = condition + grid.places - (task == "ar")  # the last token predicts nothing
-    heads = [model.output, model.output_masked] if task == "unified" else [model.output]
-    weights = linear_weights(model.layers) * length + sum(head.weight.numel() for head in heads) * grid.places
+    outputs = sum(head.weight.numel() for head in heads(model, task))
+    weights = linear_weights(model.layers) * length + outputs * grid.places
     if model.classes is None:
         weights += linear_weights(model.cls_embedding) * condition
     return length, 6 * weights, 12 * len(model.layers) * model.output.in_features * length**2
+
+
+def heads(model: Any, task: str) -> list[nn.Linear]:
+    """What a transformer predicts codes by: one layer, or one for each role."""
+    return [model.output, model.output_masked] if task == "unified" else [model.output]
 
 
 def condition_tokens(model: Any) -> int:
@@ -205,8 +210,8 @@ def activation_bytes(model: Any, task: str, grid: Grid) -> float:
     width, hidden = model.output.in_features, model.layers[0].feed_forward.w1.out_features
     block = BLOCK_BYTES_PER_WIDTH * width + BLOCK_BYTES_PER_HIDDEN * hidden
     length = condition_tokens(model) + grid.places
-    heads = 2 if task == "unified" else 1
-    return length * len(model.layers) * block + LOGIT_BYTES * heads * grid.places * model.output.out_features
+    logits = grid.places * sum(head.out_features for head in heads(model, task))
+    return length * len(model.layers) * block + LOGIT_BYTES * logits
 
 
 def memory(model: Any, config: TrainConfig, grid: Grid, share: int) -> dict[str, float]:

@@ -92,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     from hybrid.export import run_weights
     from hybrid.run_folder import finished, latest_checkpoint
     from hybrid.tasks_build import build_task, find_config
+    from hybrid.threads import use_threads
     from hybrid.training import train
 
     path = find_config(arguments.config)
@@ -108,10 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(init)})})
     console = Console(quiet=os.environ.get("RANK", "0") != "0", highlight=False, soft_wrap=True)
 
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"--threads {arguments.threads}: must be at least 1")
-        torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     if arguments.plan or arguments.measure is not None:
         from hybrid.plan_cli import show_plan
 

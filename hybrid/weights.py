@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from hybrid.checkpoint import SUFFIXES
+
 FOLDER_VARIABLE = "HYBRID_WEIGHTS"
 """Environment variable that names the folder of downloaded weights."""
 
@@ -46,9 +48,6 @@ PUBLISHED: dict[str, str] = {
 ELSEWHERE = {"vqgan.ckpt": "Meta's Chameleon release (https://github.com/facebookresearch/chameleon)"}
 """Originals that are on no hub."""
 
-FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-"""Endings of weight files; any other name is a folder's, ``Lumina-mGPT-2.0`` too."""
-
 
 def resolve_weights(name: str, base: Path) -> Path:
     """The file or folder that a configuration's ``weights`` means.
@@ -83,7 +82,7 @@ def _remedy(name: str, variable: str | None) -> str:
     repository = PUBLISHED.get(name)
     if name in ELSEWHERE:
         return f"{put}; it is part of {ELSEWHERE[name]}"
-    if Path(name).suffix not in FILES:
+    if Path(name).suffix not in SUFFIXES:  # such as Lumina-mGPT-2.0
         return f"{put}; it is a folder: hf download {repository or 'owner/repo'} --local-dir {name}"
     if repository is None:
         return f"{put}, or write {HUB}owner/repo/{name} as its weights"

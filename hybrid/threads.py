@@ -1,4 +1,4 @@
-"""The option ``--threads`` of the benchmarks' commands."""
+"""The option ``--threads`` of the commands that compute."""
 
 from __future__ import annotations
 
