@@ -26,6 +26,7 @@ from hybrid.checkpoint import fit, read_weights, save_weights, sha256
 from hybrid.data.codes import to_images
 from hybrid.data.fashion import CLASSES
 from hybrid.data.folder import DataError, DataFolder, default_folder
+from hybrid.threads import use_threads
 
 RECIPE: dict[str, Any] = {
     "data": "Fashion-MNIST train split, moved by up to 2 pixels, mirrored with probability 0.5",
@@ -158,11 +159,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=None, help="safetensors file (default: the shipped one)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
     try:
+        use_threads(arguments.threads)
         folder = DataFolder.open(arguments.data or default_folder("fashion"))
         places = {split: folder.indices(split) for split in ("train", "test")}
-    except DataError as error:
+    except (DataError, ValueError) as error:
         print(f"classifier: {error}", file=sys.stderr)
         return 2
     labels = np.asarray([item["label"] for item in folder.items], dtype=np.int64)

@@ -22,6 +22,7 @@ from hybrid.memory import Alive, module_bytes
 from hybrid.pipeline import HybridPipeline
 from hybrid.run_folder import read_log
 from hybrid.tasks_build import build_task, find_config
+from hybrid.threads import use_threads
 
 from . import speed
 from .cost import metered
@@ -153,10 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     arguments = parser.parse_args(argv)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    head = {"load": load(), "threads": torch.get_num_threads(), "commit": commit(), "versions": versions()}
     try:
+        use_threads(arguments.threads)
+        head = {"load": load(), "threads": torch.get_num_threads(), "commit": commit(), "versions": versions()}
         two, one = (HybridPipeline.from_pretrained(each) for each in (arguments.pair, arguments.shared))
         if one.ar is None or one.ar is not one.masked:
             raise ValueError(f"{arguments.shared}: its two models are not one network")

@@ -28,6 +28,13 @@ NOT_SWEPT = {
 PATHS = ("dtype", "compile")
 """Settings of a point that say how it is computed, not what is drawn."""
 
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "text"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+}
+"""What a value must be, by how ``HybridPipeline``'s argument is annotated, and its name in messages."""
+
 LEAST_PICTURES = 80
 
 
@@ -239,9 +246,22 @@ def _spelled(entry: Mapping[str, Any], source: str) -> Iterator[Point]:
     for name, values in zip(names, lists, strict=True):
         if not values:
             raise ValueError(f"{source}: {name}: an empty list")
+        for value in values:
+            _check_kind(name, value, source)
     for values in product(*lists):
         chosen = dict(zip(names, values, strict=True))
         dtype, compiled = str(chosen.pop("dtype", "auto")), chosen.pop("compile", False)
         if not isinstance(compiled, bool):
             raise ValueError(f"{source}: compile: must be true or false (got {compiled!r})")
         yield Point(tuple(sorted(chosen.items())), dtype, compiled)
+
+
+def _check_kind(name: str, value: Any, source: str) -> None:
+    """Raise ValueError where a value is not of its argument's kind; what has no such kind is checked by its owner."""
+    argument = inspect.signature(HybridPipeline.__call__).parameters.get(name)
+    annotation = "" if argument is None else str(argument.annotation).split(" | ", 1)[0]
+    if value is None or annotation not in KINDS:
+        return
+    types, words = KINDS[annotation]
+    if isinstance(value, bool) or not isinstance(value, types):
+        raise ValueError(f"{source}: {name}: must be {words} (got {value!r})")

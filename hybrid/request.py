@@ -187,6 +187,8 @@ def find_judge(method: str, given: Mapping[str, Any], defaults: DefaultsConfig) 
         if value is not None and name not in known:
             home = " or ".join(method for method, names in JUDGE.items() if name in names)
             raise ValueError(f"{name}: belongs to method {home}, not {method}")
+    if defaults.method == "zipar":  # whose window counts columns
+        defaults = defaults.model_copy(update={"window": DefaultsConfig.model_fields["window"].default})
     told = {name: getattr(defaults, name) if given[name] is None else given[name] for name in known}
     if method == "refined":
         return None, Refine(**told)

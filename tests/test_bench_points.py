@@ -101,6 +101,13 @@ def test_fid_is_a_word_or_its_fields() -> None:
         ({"points": [{"method": "ar", "steps": []}]}, "s.yaml: points.0: steps: an empty list"),
         ({"points": [{"method": "ar", "seed": 4}]}, "s.yaml: points.0: unknown setting 'seed'"),
         ({"points": [{"method": "ar", "compile": "yes"}]}, "s.yaml: points.0: compile: must be true or false"),
+        (
+            {"points": [{"method": "hybrid", "steps": [8, "eight"]}]},
+            "s.yaml: points.0: steps: must be a whole number (got 'eight')",
+        ),
+        ({"points": [{"method": "hybrid", "steps": 8.5}]}, "steps: must be a whole number (got 8.5)"),
+        ({"points": [{"method": "ar", "temperature": True}]}, "temperature: must be a number (got True)"),
+        ({"points": [{"method": 3}]}, "s.yaml: points.0: method: must be text (got 3)"),
         ({"points": []}, "s.yaml: points: List should have at least 1 item"),
         ({"pictures": 79}, "s.yaml: pictures: 79 are too few; the statistics need 80"),
         ({"seeds": [0, 0]}, "s.yaml: seeds: must be different and 0 or above"),

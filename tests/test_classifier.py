@@ -25,3 +25,8 @@ def test_the_classifier_learns_and_is_shipped(tmp_path: Path) -> None:
     classifier.load_classifier()
     with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors: no such file"):
         classifier.load_classifier(tmp_path / "nothing.safetensors")
+
+
+def test_no_threads_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert classifier.main(["--threads", "0", "--data", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "classifier: --threads 0: must be at least 1\n"

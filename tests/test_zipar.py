@@ -186,3 +186,17 @@ def test_a_pipeline_repeats_it_and_says_that_it_is_not_exact() -> None:
     again.defaults = as_defaults(full.settings, pipe.defaults)
     assert (again.defaults.method, again.defaults.window) == ("zipar", 4)
     assert torch.equal(again("bag", seed=0, output_type="tokens").tokens, full.tokens)
+
+
+def test_its_window_of_columns_is_no_other_methods() -> None:
+    """A pairing, or a picture, whose default is zipar says nothing about how many tokens are verified at once."""
+    from hybrid.config import DefaultsConfig
+    from hybrid.request import find_judge
+
+    nothing = dict.fromkeys(("rounds", "redraw", "window", "relax", "draft"))
+    for defaults, expected in (
+        (DefaultsConfig(method="zipar", window=4), DefaultsConfig().window),
+        (DefaultsConfig(method="exact", window=4), 4),
+    ):
+        verify, _ = find_judge("exact", nothing, defaults)
+        assert verify is not None and verify.window == expected
