@@ -173,8 +173,10 @@ class Artist:
         if (fraction := ALONE.get(str(request.get("method")))) is not None:
             request |= {"method": "hybrid", "ar_fraction": fraction}
         pipeline = self.pipeline
-        computed = (pipeline.types.name, pipeline.compiled)
-        return self._weights, sorted(request.items()), computed, sorted(pipeline.defaults.model_dump().items())
+        computed, defaults = (pipeline.types.name, pipeline.compiled), pipeline.defaults.model_dump()
+        if request.get("ar_fraction") == 1:  # no masked phase, whose defaults mean nothing then
+            defaults = {name: defaults[name] for name in ("ar", "tile")}
+        return self._weights, sorted(request.items()), computed, sorted(defaults.items())
 
     def reconstruct(self, images: NDArray[np.uint8]) -> Drawn:
         """Real pictures, uint8 (n, h, w, 1 or 3), through the tokenizer and back."""

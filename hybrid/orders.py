@@ -14,8 +14,11 @@ from torch import Tensor
 
 from hybrid.types import Grid
 
-ORDERS: tuple[str, ...] = ("confidence", "halton", "random", "raster")
+ORDERS: tuple[str, ...] = ("confidence", "spread", "halton", "random", "raster")
 """Names of the orders."""
+
+LASTING = ("spread", "random")
+"""Orders whose uniforms are the same ones in every pass of a picture."""
 
 
 def gumbel(uniforms: Tensor) -> Tensor:
@@ -37,6 +40,21 @@ def halton_order(height: int, width: int) -> Tensor:
     return torch.from_numpy(_halton_places(grid.height, grid.width).copy())
 
 
+def spread_uniforms(uniforms_bn: Tensor, grid: Grid) -> Tensor:
+    """Uniforms (b, n) of which places close to each other never both have great ones: the Halton order, moved around
+    the grid's edges by as many rows and columns as the first and the last of ``uniforms_bn`` say.
+
+    The place whose turn is r of n, from 0, has 1 - (r + 1/2) / n.
+    """
+    shift_b2 = uniforms_bn[:, [0, -1]] * torch.tensor([grid.height, grid.width], device=uniforms_bn.device)
+    down_b, right_b = shift_b2.long().unbind(1)
+    rows_bh = (torch.arange(grid.height, device=uniforms_bn.device) - down_b[:, None]) % grid.height
+    columns_bw = (torch.arange(grid.width, device=uniforms_bn.device) - right_b[:, None]) % grid.width
+    rank_hw = _halton_ranks(grid).to(uniforms_bn.device).view(grid.height, grid.width)
+    rank_bn = rank_hw[rows_bh[:, :, None], columns_bw[:, None, :]].flatten(1)
+    return 1 - (rank_bn.to(uniforms_bn.dtype) + 0.5) / grid.places
+
+
 def priority(
     order: str,
     *,
@@ -46,15 +64,17 @@ def priority(
     noise: float = 0.0,
     progress: float = 0.0,
 ) -> Tensor:
-    """How early each place is revealed, higher first: (b, n) for confidence and random, (1, n) for halton and raster.
+    """How early each place is revealed, higher first: (1, n) for halton and raster, (b, n) for the others.
 
     Args:
         order: ``confidence`` is the log-probability of the token drawn at a place plus Gumbel noise that fades,
-            noise * gumbel(u) * (1 - progress) (MaskGIT, and MaskGIL's released code); ``random`` is the uniforms
-            themselves; ``halton`` and ``raster`` are minus the rank.
+            noise * gumbel(u) * (1 - progress) (MaskGIT, and MaskGIL's released code); ``spread`` is the same with the
+            uniforms of ``spread_uniforms``, so that the tokens of the first passes, which know nothing of each other,
+            lie far apart; ``random`` is the uniforms themselves; ``halton`` and ``raster`` are minus the rank.
         grid: the token grid, n places.
-        confidence_bn: log-probabilities, for ``confidence``.
-        uniforms_bn: uniforms in [0, 1], for ``random``, and for ``confidence`` while there is noise.
+        confidence_bn: log-probabilities, for ``confidence`` and ``spread``.
+        uniforms_bn: uniforms in [0, 1], for ``random``, and for ``confidence`` and ``spread`` while there is noise;
+            for ``LASTING`` orders the same ones in every pass.
         noise: scale of the Gumbel noise, at least 0.
         progress: pass t of T as t / (T - 1). A single pass, which reveals everything in any order, has progress 0.
 
@@ -68,18 +88,18 @@ def priority(
         raise ValueError(f"noise {noise:g}: must be 0 (none) or above")
     if not 0 <= progress <= 1:
         raise ValueError(f"progress {progress:g}: must be from 0 to 1")
-    if order == "confidence":
+    if order in ("confidence", "spread"):
         confidence_bn = _checked("confidence_bn", confidence_bn, order, grid)
         scale = noise * (1 - progress)
         if scale == 0:
             return confidence_bn
-        uniforms_bn = _checked("uniforms_bn", uniforms_bn, "confidence with noise", grid)
+        uniforms_bn = _checked("uniforms_bn", uniforms_bn, f"{order} with noise", grid)
+        if order == "spread":
+            uniforms_bn = spread_uniforms(uniforms_bn, grid)
         return confidence_bn + scale * gumbel(uniforms_bn).to(confidence_bn.device)
     if order == "random":
         return _checked("uniforms_bn", uniforms_bn, order, grid)
-    rank_n = torch.arange(grid.places)
-    if order == "halton":
-        rank_n = torch.empty_like(rank_n).scatter_(0, halton_order(grid.height, grid.width), rank_n)
+    rank_n = _halton_ranks(grid) if order == "halton" else torch.arange(grid.places)
     given = confidence_bn if confidence_bn is not None else uniforms_bn
     return -rank_n[None].float().to(given.device if given is not None else rank_n.device)
 
@@ -124,6 +144,11 @@ def _checked(name: str, values_bn: Tensor | None, order: str, grid: Grid) -> Ten
     if values_bn.ndim != 2 or values_bn.shape[1] != grid.places:
         raise ValueError(f"{name}: expected (b, {grid.places}) for grid {grid}, got {tuple(values_bn.shape)}")
     return values_bn
+
+
+def _halton_ranks(grid: Grid) -> Tensor:
+    """The turn of each place (n,) in the Halton order, from 0."""
+    return halton_order(grid.height, grid.width).argsort()
 
 
 @lru_cache(maxsize=16)

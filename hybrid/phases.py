@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hybrid.orders import priority, reveal
+from hybrid.orders import LASTING, priority, reveal
 from hybrid.reuse import Recall
 from hybrid.sampling import Guidance, check_sampling, draw, draw_unseen, guide, require_sound, require_uniforms
 from hybrid.schedules import counts, progress_of
@@ -54,7 +54,7 @@ class Fill:
         schedule: how many places each pass reveals (``hybrid.schedules``).
         resume: after a prefix, ``remaining`` schedules what is left; ``continue`` enters the full grid's curve.
         order: which places come first (``hybrid.orders``).
-        noise: Gumbel noise of the confidence order at the first pass; it fades linearly.
+        noise: Gumbel noise of the confidence and the spread order at the first pass; it fades linearly.
         sampling: how tokens are drawn.
         reuse: passes from one reading of the known places to the next; above 1 is approximate (``hybrid.reuse``).
 
@@ -285,8 +285,8 @@ def write_pass(
         fill.order,
         grid=grid,
         confidence_bn=confidence_bn,
-        # The random order keeps one ranking for all passes: the first pass's uniforms.
-        uniforms_bn=uniforms_bt2n[:, 0 if fill.order == "random" else index, 1],
+        # A lasting order keeps one ranking for all passes: that of the first pass's uniforms.
+        uniforms_bn=uniforms_bt2n[:, 0 if fill.order in LASTING else index, 1],
         noise=fill.noise,
         progress=progress_of(index, fill.steps),
     )

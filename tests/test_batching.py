@@ -69,6 +69,7 @@ MIXED: list[dict[str, Any]] = [
     {"prompts": [2], "seeds": [3], "ar_tokens": 4, "fill": Fill(steps=3, sampling=Sampling(Guidance(3.0, floor=0.4)))},
     {"prompts": [7], "seeds": [11], "ar_tokens": 1, "fill": Fill(steps=4, order="random"), "negative": [2]},
     {"prompts": [1], "seeds": [12], "ar_tokens": 2, "fill": Fill(steps=14, resume="continue")},
+    {"prompts": [1], "seeds": [16], "ar_tokens": 4, "fill": Fill(steps=4, order="spread", noise=9.0)},
     {"prompts": [3], "seeds": [13], "grid": Grid(2, 5), "ar_tokens": 4, "fill": Fill(steps=3)},
     {"prompts": [3], "seeds": [14], "grid": Grid(5, 2), "prefix": Sampling(Guidance(4.5, "interval", 0.2, 0.7))},
     {

@@ -224,6 +224,12 @@ def test_figures_and_sweeps_take_over_each_others_pictures(class_folder: Path, t
         assert files() == before and np.array_equal(first.tokens_nk, again.tokens_nk)
         whole = pipeline(prompts, seed=5, output_type="tokens", **settings).tokens
         assert np.array_equal(first.tokens_nk, whole.numpy())
+    # Defaults of a phase that does not run change nothing: the AR model's pictures stay, a hybrid's are drawn anew.
+    before, pipeline.defaults = files(), pipeline.defaults.model_copy(update={"order": "random"})
+    drawn(pairs[0][0])
+    assert files() == before
+    drawn(pairs[1][0])
+    assert files() == before + 2
     # Compiled networks round differently, so their pictures are others.
     before, pipeline.compiled = files(), True
     drawn(pairs[0][0])

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hybrid.orders import ORDERS, gumbel, halton_order, priority, reveal
+from hybrid.orders import ORDERS, gumbel, halton_order, priority, reveal, spread_uniforms
 from hybrid.types import Grid
 
 GOLDEN = Path(__file__).parent / "golden" / "halton_c2i.safetensors"
@@ -104,6 +104,48 @@ def test_random_is_the_uniforms() -> None:
     assert torch.equal(priority("random", grid=GRID, uniforms_bn=uniforms_bn), uniforms_bn)
 
 
+def test_spread_uniforms_are_the_halton_order_moved_around_the_grid() -> None:
+    ranks_hw = halton_order(3, 5).argsort().view(3, 5)
+    uniforms_bn = torch.zeros(15, 15)
+    uniforms_bn[:, 0], uniforms_bn[:, -1] = torch.arange(15) // 5 / 3 + 0.1, torch.arange(15) % 5 / 5 + 0.1
+    found_bn = spread_uniforms(uniforms_bn, GRID)
+    for row, found_n in enumerate(found_bn):
+        expected_n = 1 - (ranks_hw.roll((row // 5, row % 5), (0, 1)).flatten() + 0.5) / 15
+        assert torch.equal(found_n, expected_n)
+    # Every place takes every turn once among the fifteen moves, so that none is preferred.
+    assert torch.equal(found_bn.sort(0).values, found_bn[0].sort().values[:, None].expand(15, 15))
+    assert spread_uniforms(torch.tensor([[0.99]]), Grid(1, 1)).item() == 0.5
+
+
+def test_spread_keeps_first_places_apart() -> None:
+    """16 of 256 places: at random the closest two are mostly neighbours; spread, a knight's move at least."""
+
+    def closest(order: str) -> list[float]:
+        found = []
+        for seed in range(50):
+            uniforms_bn = rand(1, 256, seed=seed)
+            priority_bn = priority(
+                order, grid=Grid(16, 16), confidence_bn=-rand(1, 256), uniforms_bn=uniforms_bn, noise=1e6
+            )
+            place = reveal(priority_bn, torch.ones(1, 256, dtype=torch.bool), 16)[0].nonzero()[:, 0]
+            points = torch.stack((place // 16, place % 16), 1).float()
+            apart = (points[:, None] - points).abs()
+            distance = torch.minimum(apart, 16 - apart).norm(dim=-1)
+            found.append(distance[~torch.eye(16, dtype=torch.bool)].min().item())
+        return found
+
+    assert sum(closest("confidence")) / 50 < 1.5
+    assert min(closest("spread")) > 2.2
+
+
+def test_spread_noise_fades_into_confidence() -> None:
+    confidence_bn, uniforms_bn = -rand(2, 15), rand(2, 15, seed=1)
+    options = {"grid": GRID, "confidence_bn": confidence_bn, "uniforms_bn": uniforms_bn, "noise": 3.0}
+    assert torch.equal(priority("spread", progress=1.0, **options), confidence_bn)
+    expected = confidence_bn + 1.5 * gumbel(spread_uniforms(uniforms_bn, GRID))
+    assert torch.equal(priority("spread", progress=0.5, **options), expected)
+
+
 def test_reveal_takes_only_masked_places_and_the_lowest_of_equals() -> None:
     priority_bn = torch.tensor([[9.0, 1.0, 1.0, 5.0, 1.0], [0.0, 0.0, -0.0, 0.0, 0.0]])
     masked_bn = torch.tensor([[False, True, True, True, True], [True, False, True, True, True]])
@@ -147,7 +189,7 @@ def test_reveal_errors() -> None:
 
 
 def test_priority_errors() -> None:
-    with pytest.raises(ValueError, match="order 'spiral': unknown; choose one of confidence, halton, random, raster"):
+    with pytest.raises(ValueError, match="order 'spiral': unknown; choose one of confidence, spread, halton, random, raster"):
         priority("spiral", grid=GRID)
     with pytest.raises(ValueError, match="order confidence: needs confidence_bn"):
         priority("confidence", grid=GRID)

@@ -267,6 +267,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "filtered": {"prefix": Sampling(top_k=5, top_p=0.9, temperature=1.3)},
     "guided": {"prefix": Sampling(Guidance(3, "linear")), "fill": Fill(steps=3, sampling=Sampling(Guidance(2)))},
     "random": {"fill": Fill(steps=5, order="random")},
+    "spread": {"fill": Fill(steps=5, order="spread", noise=9.0)},
     "halton": {"grid": TALL, "fill": Fill(steps=5, order="halton", resume="continue")},
 }
 
@@ -425,7 +426,7 @@ def test_contradictions_are_refused() -> None:
 
 WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: Fill(schedule="arcos"), "schedule 'arcos': unknown; did you mean 'arccos'"),
-    (lambda: Fill(order="halten"), "order 'halten': unknown; choose one of confidence, halton, random, raster"),
+    (lambda: Fill(order="halten"), "order 'halten': unknown; choose one of confidence, spread, halton, random, raster"),
     (lambda: Fill(resume="restart"), "resume 'restart': unknown; choose one of remaining, continue"),  # type: ignore[arg-type]
     (lambda: Fill(steps=0), "0 steps: use at least 1 step"),
     (lambda: Fill(noise=-1), "noise -1: must be 0"),
