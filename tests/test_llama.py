@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybrid.adapters import llama
 from hybrid.adapters.llama import (
     FeedForward,
     KVCache,
@@ -134,6 +135,32 @@ def test_a_cache_equals_one_causal_pass(together: bool) -> None:
         window = Window(indices, start if together else None, start + 2)
         part = run(layers, x_bnd[:, start : start + 2], rope[start : start + 2], mask=mask, cache=cache, window=window)
         torch.testing.assert_close(part, whole[:, start : start + 2], atol=1e-5, rtol=0)
+
+
+def test_learning_on_a_cpu_attends_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs and every gradient, for masks of a hand-off: causal up to each sample's prefix, both ways behind it."""
+    attention, end = llama.Attention(32, 4, qk_norm=False, eps=1e-5), torch.tensor([0, 5, 11])
+    rope = rope_1d(torch.arange(11), 8)
+    reach_bn = torch.arange(11).expand(3, 11).clone()
+    reach_bn[torch.arange(11) >= end[:, None]] = 10
+    mask = (torch.arange(11) <= reach_bn[..., None])[:, None]
+    taken: list[str] = []
+    plain = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: (taken.append("torch"), plain(*a, **k))[1])
+
+    def learnt() -> list[Tensor]:
+        x_bnd = torch.randn(3, 11, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        out = attention(x_bnd, rope, mask, False, None)
+        return [out, *torch.autograd.grad(out.square().sum(), [x_bnd, *attention.parameters()])]
+
+    own = learnt()
+    assert not taken
+    monkeypatch.setattr(llama, "LEARNT_TABLE", 10)
+    torch.testing.assert_close(own, learnt(), rtol=0, atol=2e-5)
+    assert taken == ["torch"]
+    monkeypatch.undo()
+    with torch.no_grad():
+        assert not llama.learns_on_cpu(torch.zeros(3, 4, 11, 8), torch.zeros(3, 4, 11, 8), mask)
 
 
 def test_heads_must_divide_the_width() -> None:

@@ -189,7 +189,7 @@ def test_reveal_errors() -> None:
 
 
 def test_priority_errors() -> None:
-    with pytest.raises(ValueError, match="order 'spiral': unknown; choose one of confidence, spread, halton, random, raster"):
+    with pytest.raises(ValueError, match="order 'spiral': unknown; choose one of confidence, spread, halton, random"):
         priority("spiral", grid=GRID)
     with pytest.raises(ValueError, match="order confidence: needs confidence_bn"):
         priority("confidence", grid=GRID)
