@@ -221,10 +221,10 @@ LEARNT_TABLE = 512
 """Keys up to which training on a CPU attends by plain products, which keep a table of scores for the way back."""
 
 
-def learns_on_cpu(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
-    """Whether ``attend_learning`` serves: a short masked grid on a CPU, with gradients."""
-    masked = mask is not None and mask.dtype == torch.bool and key.shape[2] <= LEARNT_TABLE
-    return masked and query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad
+def learns_on_cpu(query: Tensor, key: Tensor, mask: Tensor) -> bool:
+    """Whether ``attend_learning`` serves: few keys on a CPU, a mask that is no bias, and gradients."""
+    few = mask.dtype == torch.bool and key.shape[2] <= LEARNT_TABLE
+    return few and query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad
 
 
 def attend_learning(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:

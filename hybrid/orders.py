@@ -41,16 +41,16 @@ def halton_order(height: int, width: int) -> Tensor:
 
 
 def spread_uniforms(uniforms_bn: Tensor, grid: Grid) -> Tensor:
-    """Uniforms (b, n) of which places close to each other never both have great ones: the Halton order, moved around
-    the grid's edges by as many rows and columns as the first and the last of ``uniforms_bn`` say.
+    """Uniforms (b, n) that are great at places far apart: the Halton order, moved around the grid's edges by as many
+    rows and columns as the first and the last of ``uniforms_bn`` say.
 
     The place whose turn is r of n, from 0, has 1 - (r + 1/2) / n.
     """
-    shift_b2 = uniforms_bn[:, [0, -1]] * torch.tensor([grid.height, grid.width], device=uniforms_bn.device)
-    down_b, right_b = shift_b2.long().unbind(1)
-    rows_bh = (torch.arange(grid.height, device=uniforms_bn.device) - down_b[:, None]) % grid.height
-    columns_bw = (torch.arange(grid.width, device=uniforms_bn.device) - right_b[:, None]) % grid.width
-    rank_hw = _halton_ranks(grid).to(uniforms_bn.device).view(grid.height, grid.width)
+    device = uniforms_bn.device
+    down_b1, right_b1 = (uniforms_bn[:, :1] * grid.height).long(), (uniforms_bn[:, -1:] * grid.width).long()
+    rows_bh = (torch.arange(grid.height, device=device) - down_b1) % grid.height
+    columns_bw = (torch.arange(grid.width, device=device) - right_b1) % grid.width
+    rank_hw = _halton_ranks(grid).to(device).view(grid.height, grid.width)
     rank_bn = rank_hw[rows_bh[:, :, None], columns_bw[:, None, :]].flatten(1)
     return 1 - (rank_bn.to(uniforms_bn.dtype) + 0.5) / grid.places
 
