@@ -6,7 +6,6 @@ are compiled. This file knows names and products of lists. It loads and draws no
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -17,8 +16,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from hybrid.config import Strict, parse, read_yaml
-from hybrid.pipeline import HybridPipeline
 
+from .artist import ARGUMENTS
 from .features import digest
 
 NOT_SWEPT = {
@@ -228,9 +227,7 @@ def check_sweep(fields: Mapping[str, Any], source: str) -> Sweep:
 
 def arguments() -> list[str]:
     """Arguments of ``HybridPipeline`` that a sweep may set."""
-    return [name for name in inspect.signature(HybridPipeline.__call__).parameters if name not in NOT_SWEPT] + [
-        "compile"
-    ]
+    return [name for name in ARGUMENTS if name not in NOT_SWEPT] + ["compile"]
 
 
 def _spelled(entry: Mapping[str, Any], source: str) -> Iterator[Point]:
@@ -258,7 +255,7 @@ def _spelled(entry: Mapping[str, Any], source: str) -> Iterator[Point]:
 
 def _check_kind(name: str, value: Any, source: str) -> None:
     """Raise ValueError where a value is not of its argument's kind; what has no such kind is checked by its owner."""
-    argument = inspect.signature(HybridPipeline.__call__).parameters.get(name)
+    argument = ARGUMENTS.get(name)
     annotation = "" if argument is None else str(argument.annotation).split(" | ", 1)[0]
     if value is None or annotation not in KINDS:
         return
