@@ -269,11 +269,11 @@ class Batcher:
             for ticket, (logits_bmk, places_bm) in zip(
                 tickets, guided_logits(self.sampler.masked, tickets), strict=True
             ):
-                counts_b = torch.tensor([plan[ticket.index] for plan in ticket.plan_bt], device=places_bm.device)
+                counts_bt = torch.tensor(ticket.plan_bt, device=places_bm.device)
                 noise, grid, index = ticket.ready.noise_bt2n, ticket.ready.grid, ticket.index
                 try:
                     ticket.codes_bn, chosen_bn = write_pass(
-                        ticket.codes_bn, logits_bmk, places_bm, noise, counts_b, grid, ticket.fill, index
+                        ticket.codes_bn, logits_bmk, places_bm, noise, counts_bt, grid, ticket.fill, index
                     )
                 except ValueError as error:
                     self._fail(ticket, error)

@@ -115,7 +115,7 @@ def parser() -> Parser:
     how.add_argument("--schedule", metavar="NAME", help="places per pass: root, linear, square, cosine, arccos, halton")
     how.add_argument("--resume", metavar="NAME", help="schedule after the AR part: remaining, continue")
     how.add_argument("--order", metavar="NAME", help="places first: confidence, spread, halton, random, raster")
-    how.add_argument("--noise", type=float, metavar="X", help="Gumbel noise of confidence and spread; it fades")
+    how.add_argument("--noise", type=float, metavar="X", help="Gumbel noise of confidence, of spread a pass to come")
     how.add_argument(
         "--reuse", type=int, metavar="R", help="known places are read again every R passes only; above 1 is approximate"
     )

@@ -1,6 +1,6 @@
 """Which places of a token grid come next.
 
-Pure functions of tensors: this file knows no model and no schedule. A priority says how early each place is revealed
+Pure functions of tensors: this file knows no model. A priority says how early each place is revealed
 (higher is earlier); ``reveal`` picks places by it. Noise comes from uniforms that the caller drew.
 """
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybrid.schedules import progress_of
 from hybrid.types import Grid
 
 ORDERS: tuple[str, ...] = ("confidence", "spread", "halton", "random", "raster")
@@ -62,13 +63,13 @@ def priority(
     confidence_bn: Tensor | None = None,
     uniforms_bn: Tensor | None = None,
     noise: float = 0.0,
-    progress: float = 0.0,
+    left: float | Tensor = 1.0,
 ) -> Tensor:
     """How early each place is revealed, higher first: (1, n) for halton and raster, (b, n) for the others.
 
     Args:
         order: ``confidence`` is the log-probability of the token drawn at a place plus Gumbel noise that fades,
-            noise * gumbel(u) * (1 - progress) (MaskGIT, and MaskGIL's released code); ``spread`` is the same with the
+            noise * left * gumbel(u) (MaskGIT, and MaskGIL's released code); ``spread`` is the same with the
             uniforms of ``spread_uniforms``, so that the tokens of the first passes, which know nothing of each other,
             lie far apart; ``random`` is the uniforms themselves; ``halton`` and ``raster`` are minus the rank.
         grid: the token grid, n places.
@@ -76,32 +77,48 @@ def priority(
         uniforms_bn: uniforms in [0, 1], for ``random``, and for ``confidence`` and ``spread`` while there is noise;
             for ``LASTING`` orders the same ones in every pass.
         noise: scale of the Gumbel noise, at least 0.
-        progress: pass t of T as t / (T - 1). A single pass, which reveals everything in any order, has progress 0.
+        left: how much of the noise the pass has, see ``noise_left``; (b, 1) where images differ.
 
     Raises:
-        ValueError: an unknown order, a missing tensor or one of another shape, a negative noise, a progress outside
-            [0, 1].
+        ValueError: an unknown order, a missing tensor or one of another shape, a negative noise.
     """
     if order not in ORDERS:
         raise ValueError(f"order {order!r}: unknown; choose one of {', '.join(ORDERS)}")
     if not noise >= 0:
         raise ValueError(f"noise {noise:g}: must be 0 (none) or above")
-    if not 0 <= progress <= 1:
-        raise ValueError(f"progress {progress:g}: must be from 0 to 1")
     if order in ("confidence", "spread"):
         confidence_bn = _checked("confidence_bn", confidence_bn, order, grid)
-        scale = noise * (1 - progress)
-        if scale == 0:
+        if noise == 0 or (isinstance(left, float) and left == 0):
             return confidence_bn
         uniforms_bn = _checked("uniforms_bn", uniforms_bn, f"{order} with noise", grid)
         if order == "spread":
             uniforms_bn = spread_uniforms(uniforms_bn, grid)
-        return confidence_bn + scale * gumbel(uniforms_bn).to(confidence_bn.device)
+        return confidence_bn + noise * left * gumbel(uniforms_bn).to(confidence_bn.device)
     if order == "random":
         return _checked("uniforms_bn", uniforms_bn, order, grid)
     rank_n = _halton_ranks(grid) if order == "halton" else torch.arange(grid.places)
     given = confidence_bn if confidence_bn is not None else uniforms_bn
     return -rank_n[None].float().to(given.device if given is not None else rank_n.device)
+
+
+def noise_left(order: str, step: int, steps: int, open_b1: Tensor) -> float | Tensor:
+    """How much of an order's noise pass ``step`` (from 0) of ``steps`` has.
+
+    ``confidence``: 1 at the first pass, falling evenly to 0 at the last one; a single pass has 1. ``spread``: the
+    passes that follow times the share of places that were open before the first pass, (b, 1). Each pass that chooses
+    by confidence takes some variety away, so more passes need looser choices, and a picture whose prefix is written
+    has less to lose (measured in ``pretrained/fashion/README.md``).
+
+    Args:
+        order: one of ORDERS.
+        step, steps: the pass, and how many there are.
+        open_b1: that share, of each image.
+
+    Raises:
+        ValueError: ``step`` outside 0..steps - 1.
+    """
+    left = 1 - progress_of(step, steps)
+    return (steps - 1 - step) * open_b1 if order == "spread" else left
 
 
 def reveal(priority_bn: Tensor, masked_bn: Tensor, counts_b: Tensor | int) -> Tensor:
@@ -146,8 +163,9 @@ def _checked(name: str, values_bn: Tensor | None, order: str, grid: Grid) -> Ten
     return values_bn
 
 
+@lru_cache(maxsize=16)
 def _halton_ranks(grid: Grid) -> Tensor:
-    """The turn of each place (n,) in the Halton order, from 0."""
+    """The turn of each place (n,) in the Halton order, from 0; shared, not to be written."""
     return halton_order(grid.height, grid.width).argsort()
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hybrid.orders import LASTING, priority, reveal
+from hybrid.orders import LASTING, noise_left, priority, reveal
 from hybrid.reuse import Recall
 from hybrid.sampling import Guidance, check_sampling, draw, draw_unseen, guide, require_sound, require_uniforms
 from hybrid.schedules import counts, progress_of
@@ -54,7 +54,8 @@ class Fill:
         schedule: how many places each pass reveals (``hybrid.schedules``).
         resume: after a prefix, ``remaining`` schedules what is left; ``continue`` enters the full grid's curve.
         order: which places come first (``hybrid.orders``).
-        noise: Gumbel noise of the confidence and the spread order at the first pass; it fades linearly.
+        noise: Gumbel noise of the confidence order at the first pass, and of the spread order for each pass that
+            follows and a grid that is all open; it fades linearly (``hybrid.orders.noise_left``).
         sampling: how tokens are drawn.
         reuse: passes from one reading of the known places to the next; above 1 is approximate (``hybrid.reuse``).
 
@@ -224,9 +225,7 @@ def masked_fill(
         else:
             both = look(tokens_bn.repeat(2, 1), condition.cat(null), places_bm.repeat(2, 1))
             logits_bmk = guide(both[:batch], both[batch:], scale, fill.sampling.guidance.floor)
-        tokens_bn, chosen_bn = write_pass(
-            tokens_bn, logits_bmk, places_bm, uniforms_bt2n, counts_bt[:, index], grid, fill, index
-        )
+        tokens_bn, chosen_bn = write_pass(tokens_bn, logits_bmk, places_bm, uniforms_bt2n, counts_bt, grid, fill, index)
         origin_bn = torch.where(chosen_bn, index + 1, origin_bn)
         report(callback, Step("fill", index + 1, fill.steps, tokens_bn, grid))
     return tokens_bn, origin_bn, fill.steps
@@ -261,7 +260,7 @@ def write_pass(
     logits_bmk: Tensor,
     places_bm: Tensor,
     uniforms_bt2n: Tensor,
-    counts_b: Tensor,
+    counts_bt: Tensor,
     grid: Grid,
     fill: Fill,
     index: int,
@@ -272,7 +271,7 @@ def write_pass(
         tokens_bn: the grid so far.
         logits_bmk: after guidance, at ``places_bm``, which hold every unknown place.
         uniforms_bt2n: as in ``masked_fill``.
-        counts_b: how many places are revealed.
+        counts_bt: how many places every pass reveals.
         index: of the pass, from 0.
 
     Returns:
@@ -288,7 +287,7 @@ def write_pass(
         # A lasting order keeps one ranking for all passes: that of the first pass's uniforms.
         uniforms_bn=uniforms_bt2n[:, 0 if fill.order in LASTING else index, 1],
         noise=fill.noise,
-        progress=progress_of(index, fill.steps),
+        left=noise_left(fill.order, index, fill.steps, counts_bt.sum(1, keepdim=True) / grid.places),
     )
-    chosen_bn = reveal(priority_bn, tokens_bn == MASK, counts_b)
+    chosen_bn = reveal(priority_bn, tokens_bn == MASK, counts_bt[:, index])
     return torch.where(chosen_bn, drawn_bn, tokens_bn), chosen_bn

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hybrid.orders import ORDERS, gumbel, halton_order, priority, reveal, spread_uniforms
+from hybrid.orders import ORDERS, gumbel, halton_order, noise_left, priority, reveal, spread_uniforms
 from hybrid.types import Grid
 
 GOLDEN = Path(__file__).parent / "golden" / "halton_c2i.safetensors"
@@ -73,14 +73,15 @@ def test_confidence_noise_fades() -> None:
     confidence_bn, uniforms_bn = -rand(2, 15), rand(2, 15, seed=1)
     plain = priority("confidence", grid=GRID, confidence_bn=confidence_bn)
     assert torch.equal(plain, confidence_bn)
-    for progress in (0.0, 0.25, 1.0):
+    open_b1 = torch.tensor([[1.0], [0.5]])
+    for step, progress in ((0, 0.0), (1, 0.25), (4, 1.0)):
         noisy = priority(
             "confidence",
             grid=GRID,
             confidence_bn=confidence_bn,
             uniforms_bn=uniforms_bn,
             noise=4.5,
-            progress=progress,
+            left=noise_left("confidence", step, 5, open_b1),
         )
         expected = confidence_bn + 4.5 * -torch.log(-torch.log(uniforms_bn)) * (1 - progress)
         assert torch.allclose(noisy, expected, atol=1e-5)
@@ -138,12 +139,19 @@ def test_spread_keeps_first_places_apart() -> None:
     assert min(closest("spread")) > 2.2
 
 
-def test_spread_noise_fades_into_confidence() -> None:
+def test_spread_noise_counts_the_passes_that_follow_and_the_open_share() -> None:
     confidence_bn, uniforms_bn = -rand(2, 15), rand(2, 15, seed=1)
+    open_b1 = torch.tensor([[1.0], [0.5]])
     options = {"grid": GRID, "confidence_bn": confidence_bn, "uniforms_bn": uniforms_bn, "noise": 3.0}
-    assert torch.equal(priority("spread", progress=1.0, **options), confidence_bn)
-    expected = confidence_bn + 1.5 * gumbel(spread_uniforms(uniforms_bn, GRID))
-    assert torch.equal(priority("spread", progress=0.5, **options), expected)
+    noise_bn = gumbel(spread_uniforms(uniforms_bn, GRID))
+    for step, scales in ((0, (12.0, 6.0)), (3, (3.0, 1.5)), (4, (0.0, 0.0))):
+        found_bn = priority("spread", left=noise_left("spread", step, 5, open_b1), **options)
+        assert torch.allclose(found_bn, confidence_bn + torch.tensor(scales)[:, None] * noise_bn)
+    assert torch.equal(found_bn, confidence_bn)
+    assert noise_left("confidence", 0, 1, open_b1) == 1
+    assert noise_left("spread", 0, 1, open_b1).tolist() == [[0.0], [0.0]]
+    with pytest.raises(ValueError, match="step 5: must be from 0 to 4 where there are 5 steps"):
+        noise_left("spread", 5, 5, open_b1)
 
 
 def test_reveal_takes_only_masked_places_and_the_lowest_of_equals() -> None:
@@ -166,7 +174,7 @@ def test_reveal_is_batch_invariant(order: str) -> None:
 
     def choose(rows: slice) -> Tensor:
         priority_bn = priority(
-            order, grid=GRID, confidence_bn=confidence_bn[rows], uniforms_bn=uniforms_bn[rows], noise=1.0, progress=0.5
+            order, grid=GRID, confidence_bn=confidence_bn[rows], uniforms_bn=uniforms_bn[rows], noise=1.0, left=0.5
         )
         return reveal(priority_bn, masked_bn[rows], counts_b[rows])
 
@@ -201,5 +209,3 @@ def test_priority_errors() -> None:
         priority("random", grid=GRID, uniforms_bn=torch.zeros(1, 14))
     with pytest.raises(ValueError, match=r"noise -1: must be 0 \(none\) or above"):
         priority("raster", grid=GRID, noise=-1)
-    with pytest.raises(ValueError, match=r"progress 1\.5: must be from 0 to 1"):
-        priority("raster", grid=GRID, progress=1.5)
