@@ -45,10 +45,10 @@ def run(runs: Sequence[Path], out: Path, parts: Sequence[float] | None = None) -
     """Read, check, average and write.
 
     Raises:
-        ValueError: fewer than two runs, parts that are not as many positive numbers, an output that is no safetensors
-            file or one of the inputs, or weights of different networks.
+        ValueError: fewer than two runs, one given twice, parts that are not as many positive numbers, an output that is
+            no safetensors file or one of the inputs, or weights of different networks.
     """
-    from hybrid.checkpoint import read_weights, save_weights, sha256
+    from hybrid.checkpoint import read_weights, require_output, save_weights, sha256
     from hybrid.export import run_weights
 
     if len(runs) < 2:
@@ -57,10 +57,10 @@ def run(runs: Sequence[Path], out: Path, parts: Sequence[float] | None = None) -
     if len(parts) != len(runs) or not all(part > 0 and math.isfinite(part) for part in parts):
         raise ValueError(f"--parts: give {len(runs)} numbers above 0, one for each run")
     files = [run_weights(each) for each in runs]
-    if out.suffix != ".safetensors":
-        raise ValueError(f"{out}: expected a name that ends in .safetensors")
-    if any(out.resolve() == file.resolve() for file in files):
-        raise ValueError(f"{out}: is a file to be read; name another one")
+    require_output(out, files)
+    for place, file in enumerate(files):
+        if any(file.resolve() == other.resolve() for other in files[:place]):
+            raise ValueError(f"{file}: is given twice; say with --parts how much of each")
     loaded = [read_weights(file) for file in files]
     shares = [part / sum(parts) for part in parts]
     state = mean([tensors for tensors, _ in loaded], shares, names=[str(each) for each in runs])

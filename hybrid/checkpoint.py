@@ -190,6 +190,18 @@ def fit(
     module.to(device)
 
 
+def require_output(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse to write weights where they would not be read again, or over what they are made of.
+
+    Raises:
+        ValueError: ``out`` does not end in .safetensors, or is one of the ``inputs``.
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out}: expected a name that ends in .safetensors")
+    if any(out.resolve() == each.resolve() for each in inputs):
+        raise ValueError(f"{out}: is a file to be read; name another one")
+
+
 def save_weights(
     path: str | Path,
     state: Mapping[str, Tensor],

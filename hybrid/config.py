@@ -141,7 +141,7 @@ class PlanConfig(Strict):
 TASKS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("feature_weight", "feature_loss", "adversarial", "codebook", "decoder_only"), ("tokenizer",)),
     **dict.fromkeys(("tokenizer", "text", "views", "balance", "everyday"), ("ar", "masked", "unified")),
-    **dict.fromkeys(("condition_dropout", "token_noise"), ("ar", "masked", "unified")),
+    **dict.fromkeys(("condition_dropout", "token_noise", "null_noise"), ("ar", "masked", "unified")),
     **dict.fromkeys(("label_smoothing", "loss_on"), ("masked",)),
     "prefix_share": ("masked", "unified"),
     "masked_weight": ("unified",),
@@ -163,6 +163,7 @@ class TrainConfig(Strict):
     model: ModelConfig
     condition_dropout: float = Field(default=0.1, ge=0, le=1)
     token_noise: float = Field(default=0.0, ge=0, lt=1)
+    null_noise: float | None = Field(default=None, ge=0, lt=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     loss_on: Literal["masked", "all"] = "masked"
     prefix_share: float = Field(default=0.5, ge=0, le=1)

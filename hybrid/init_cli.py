@@ -43,12 +43,9 @@ def run(weights: Path, out: Path, config: str | None, kind: str = "maskgil") -> 
         ValueError: weights that are not LlamaGen's, or an output that is no safetensors file or the input itself.
     """
     from hybrid.adapters.maskgil_init import init_from_file
-    from hybrid.checkpoint import save_weights
+    from hybrid.checkpoint import require_output, save_weights
 
-    if out.suffix != ".safetensors":
-        raise ValueError(f"{out}: expected a name that ends in .safetensors")
-    if out.resolve() == weights.resolve():
-        raise ValueError(f"{out}: is the file to be read; name another one")
+    require_output(out, [weights])
     state, fields = init_from_file(weights, config, kind=kind)
     save_weights(out, state, metadata={"kind": kind, "config": fields.model_dump()})
     count = sum(tensor.numel() for tensor in state.values())

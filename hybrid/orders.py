@@ -117,8 +117,8 @@ def noise_left(order: str, step: int, steps: int, open_b1: Tensor) -> float | Te
     Raises:
         ValueError: ``step`` outside 0..steps - 1.
     """
-    left = 1 - progress_of(step, steps)
-    return (steps - 1 - step) * open_b1 if order == "spread" else left
+    progress = progress_of(step, steps)
+    return (steps - 1 - step) * open_b1 if order == "spread" else 1 - progress
 
 
 def reveal(priority_bn: Tensor, masked_bn: Tensor, counts_b: Tensor | int) -> Tensor:

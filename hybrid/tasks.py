@@ -75,6 +75,7 @@ class CodesTask:
         per_step: samples of a step, over all processes and accumulated parts.
         condition_dropout: share of samples whose condition is dropped.
         token_noise: largest share of a sample's tokens that are read wrongly, see ``_misread``.
+        null_noise: that very share for samples whose condition is dropped; None treats them like the others.
         tokenizer: decodes the sample sheets; None draws none.
 
     Raises:
@@ -93,10 +94,12 @@ class CodesTask:
         per_step: int,
         condition_dropout: float = 0.1,
         token_noise: float = 0.0,
+        null_noise: float | None = None,
         tokenizer: Any = None,
     ) -> None:
         self.model, self.seed, self.metadata = model, seed, metadata
-        self.condition_dropout, self.token_noise, self.tokenizer = condition_dropout, token_noise, tokenizer
+        self.condition_dropout, self.tokenizer = condition_dropout, tokenizer
+        self.token_noise, self.null_noise = token_noise, null_noise
         self.buckets = [bucket for bucket in buckets if len(bucket.train)]
         # "Another picture's condition" needs another picture.
         self.judged = [bucket for bucket in buckets if len(bucket.held) > 1]
@@ -120,31 +123,41 @@ class CodesTask:
         numbers = [turn * per_step + number % per_step for (_, turn), number in zip(turns, samples, strict=True)]
         return bucket, [int(bucket.train[order[number]]) for number in numbers]
 
-    def _misread(self, tokens_bn: Tensor, samples: range, generators: Sequence[torch.Generator]) -> Tensor:
+    def _misread(
+        self, tokens_bn: Tensor, dropped_b: Tensor, samples: range, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """The tokens as the model reads them; what it is to predict stays as it is.
 
         Of each sample a share, uniform in 0..``token_noise``, comes from the same places of another training picture. A
         model that draws reads its own mistakes, which no training picture holds; this way it has met the like, and
         cannot tell by the tokens alone which picture it is to draw.
+
+        Of samples without a condition it is the share ``null_noise``, always, so that what guidance moves away from
+        trusts its context less than the rest of the model: a weaker model rather than only one that was asked for
+        nothing (after autoguidance, Karras et al., arXiv 2406.02507).
         """
-        if not self.token_noise:
+        if not (self.token_noise or self.null_noise):
             return tokens_bn
         chosen, _ = self.steps[samples.start // self.steps.per_step]  # one for all, as ``_pictures`` checked
         bucket = self.buckets[chosen]
-        draws = [torch.rand(2 + tokens_bn.shape[1], generator=generator) for generator in generators]
-        others = [int(bucket.train[int(draw[0] * len(bucket.train))]) for draw in draws]
-        wrong_bn = torch.stack([draw[2:] < draw[1] * self.token_noise for draw in draws]).to(tokens_bn.device)
+        draws = torch.stack([torch.rand(2 + tokens_bn.shape[1], generator=generator) for generator in generators])
+        others = [int(bucket.train[int(draw * len(bucket.train))]) for draw in draws[:, 0]]
+        shares_b = draws[:, 1] * self.token_noise
+        if self.null_noise is not None:
+            shares_b = torch.where(dropped_b.cpu(), self.null_noise, shares_b)
+        wrong_bn = (draws[:, 2:] < shares_b[:, None]).to(tokens_bn.device)
         return torch.where(wrong_bn, bucket.tokens(others, [0] * len(others)).to(tokens_bn.device), tokens_bn)
 
-    def _draw(self, samples: range, device: torch.device) -> tuple[Tensor, Any, list[torch.Generator]]:
-        """Tokens, the condition after dropout, and each sample's stream, ready for further draws."""
+    def _draw(self, samples: range, device: torch.device) -> tuple[Tensor, Any, Tensor, list[torch.Generator]]:
+        """Tokens, the condition after dropout, where it was dropped, and each sample's stream, ready for further
+        draws."""
         generators = [sample_generator(self.seed, number) for number in samples]
         draws = [torch.rand(3, generator=generator).tolist() for generator in generators]
         bucket, pictures = self._pictures(samples)
         tokens = bucket.tokens(pictures, [int(view * bucket.views) for view, _, _ in draws]).to(device)
         dropped = torch.tensor([dropout < self.condition_dropout for _, _, dropout in draws], device=device)
         condition = self._condition(bucket, pictures, [caption for _, caption, _ in draws], device)
-        return tokens, condition.drop(dropped), generators
+        return tokens, condition.drop(dropped), dropped, generators
 
     def _condition(
         self, bucket: CodedPictures, pictures: Sequence[int], choices: Sequence[float], device: torch.device
@@ -226,8 +239,8 @@ class ARTask(CodesTask):
         return HybridSampler(model, None, self.tokenizer)
 
     def batch(self, samples: range, device: torch.device) -> Mapping[str, Any]:
-        tokens, condition, generators = self._draw(samples, device)
-        return {"tokens": tokens, "condition": condition, "read": self._misread(tokens, samples, generators)}
+        tokens, condition, dropped, generators = self._draw(samples, device)
+        return {"tokens": tokens, "condition": condition, "read": self._misread(tokens, dropped, samples, generators)}
 
     def loss(self, model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy in nats per token."""
@@ -286,9 +299,9 @@ class MaskedTask(CodesTask):
         return HybridSampler(None, model, self.tokenizer)
 
     def batch(self, samples: range, device: torch.device) -> Mapping[str, Any]:
-        tokens, condition, generators = self._draw(samples, device)
+        tokens, condition, dropped, generators = self._draw(samples, device)
         masks = [draw_mask(tokens.shape[1], generator, self.prefix_share)[0] for generator in generators]
-        read = self._misread(tokens, samples, generators)
+        read = self._misread(tokens, dropped, samples, generators)
         return {"tokens": tokens, "condition": condition, "read": read, "masked": torch.stack(masks).to(device)}
 
     def loss(self, model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

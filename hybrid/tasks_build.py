@@ -124,6 +124,7 @@ def _build(config: TrainConfig, data: Path, tokenizer: Path | None, source: str)
         "per_step": config.loop.batch_size * config.loop.accumulate,
         "condition_dropout": config.condition_dropout,
         "token_noise": config.token_noise,
+        "null_noise": config.null_noise,
         "tokenizer": coded.tokenizer,
     }
     if config.task == "ar":

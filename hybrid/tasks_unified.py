@@ -99,11 +99,11 @@ class UnifiedTask(CodesTask):
         return HybridSampler(model, model, self.tokenizer)
 
     def batch(self, samples: range, device: torch.device) -> Mapping[str, Any]:
-        tokens, condition, generators = self._draw(samples, device)
+        tokens, condition, dropped, generators = self._draw(samples, device)
         cuts = [draw_cut(tokens.shape[1], generator, self.prefix_share) for generator in generators]
         prefix = torch.tensor([length for length, _ in cuts], device=device)
         masked = torch.stack([masked for _, masked in cuts]).to(device)
-        read = self._misread(tokens, samples, generators)
+        read = self._misread(tokens, dropped, samples, generators)
         return {"tokens": tokens, "condition": condition, "prefix": prefix, "masked": masked, "read": read}
 
     def loss(self, model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

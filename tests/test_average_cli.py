@@ -68,6 +68,7 @@ def test_what_cannot_be_averaged_is_refused(tmp_path: Path, capsys: pytest.Captu
         ([one, two, *out, "--parts", "1", "nan"], "--parts: give 2 numbers above 0"),
         ([one, two, "-o", str(tmp_path / "mean.pt")], "expected a name that ends in .safetensors"),
         ([one, two, "-o", two], "is a file to be read; name another one"),
+        ([one, two, one, *out], "one.safetensors: is given twice; say with --parts how much of each"),
         ([one, deep, *out], f"{deep}: is another network than {one}; only one of them has layers.2."),
         ([one, wide, *out], f"{wide}: is another network than {one}; cls_embedding.embedding_table.weight is"),
         ([one, str(tmp_path / "codes.safetensors"), *out], "was trained on another tokenizer's codes than"),

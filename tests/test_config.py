@@ -50,6 +50,7 @@ def test_a_wrong_key_or_value_is_named(change: dict[str, Any], message: str) -> 
         ("masked", {"masked_weight": 2.0}, "unified"),
         ("tokenizer", {"balance": True}, "ar or masked or unified"),
         ("tokenizer", {"token_noise": 0.1}, "ar or masked or unified"),
+        ("tokenizer", {"null_noise": 0.1}, "ar or masked or unified"),
         ("tokenizer", {"text": {"pooled": True}}, "ar or masked or unified"),
         ("ar", {"feature_loss": "lpips"}, "tokenizer"),
     ],

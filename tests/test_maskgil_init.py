@@ -151,4 +151,4 @@ def test_mistakes_are_one_line_and_leave_no_file(tmp_path: Path, capsys: pytest.
     assert not list(tmp_path.iterdir())
     (tmp_path / "in.safetensors").write_bytes(FILES["c2i"].read_bytes())
     same = tmp_path / "in.safetensors"
-    assert refused(same, "-o", same).endswith("in.safetensors: is the file to be read; name another one")
+    assert refused(same, "-o", same).endswith("in.safetensors: is a file to be read; name another one")

@@ -237,6 +237,24 @@ def test_noise_misreads_tokens_of_other_pictures_and_leaves_what_is_to_predict(k
     assert torch.equal(part["read"], one["read"][100:103])
 
 
+@pytest.mark.parametrize("kind", ["ar", "masked"])
+def test_samples_without_a_condition_have_a_share_of_noise_of_their_own(kind: str, folder: Path) -> None:
+    noisy, _ = tiny.task(kind, folder, condition_dropout=0.5, null_noise=0.6)
+    batch = noisy.batch(range(800), CPU)
+    null = batch["condition"].labels_b == batch["condition"].null_label
+    wrong = batch["read"] != batch["tokens"]
+    assert 300 < int(null.sum()) < 500 and not bool(wrong[~null].any())
+    (bucket,) = noisy.buckets
+    known = bucket.tokens(bucket.train.tolist(), [0] * len(bucket.train))
+    differ = float((batch["tokens"][null][:, None] != known).float().mean())
+    assert float(wrong[null].float().mean()) == pytest.approx(0.6 * differ, abs=0.03)
+    none, _ = tiny.task(kind, folder, condition_dropout=0.5, token_noise=0.8, null_noise=0.0)
+    batch = none.batch(range(100), CPU)
+    null = batch["condition"].labels_b == batch["condition"].null_label
+    wrong = batch["read"] != batch["tokens"]
+    assert bool(wrong[~null].any()) and not bool(wrong[null].any())
+
+
 def test_the_loss_reads_the_noise_and_predicts_the_truth(folder: Path) -> None:
     task, _ = tiny.task("ar", folder, token_noise=0.8)
     batch = task.batch(range(8), CPU)

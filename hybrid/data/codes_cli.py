@@ -155,8 +155,8 @@ def load_named(text: str, option: str, device: str | torch.device) -> tuple[Any,
     from hybrid.config import read_yaml
 
     kind, weights, config = (*text.split(":", 2), "", "")[:3]
-    if option == "--tokenizer" and not weights:
-        raise DataError(f"--tokenizer {text}: expected KIND:FILE[:CONFIG], such as llamagen-vq:vq_ds16_c2i.pt:VQ-16")
+    if option != "--text" and not weights:
+        raise DataError(f"{option} {text}: expected KIND:FILE[:CONFIG], such as llamagen-vq:vq_ds16_c2i.pt:VQ-16")
     settings: str | Mapping[str, Any] | None = config or None
     if config.startswith("{"):
         try:
