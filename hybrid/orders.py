@@ -88,7 +88,7 @@ def priority(
         raise ValueError(f"noise {noise:g}: must be 0 (none) or above")
     if order in ("confidence", "spread"):
         confidence_bn = _checked("confidence_bn", confidence_bn, order, grid)
-        if noise == 0 or (isinstance(left, float) and left == 0):
+        if noise == 0:
             return confidence_bn
         uniforms_bn = _checked("uniforms_bn", uniforms_bn, f"{order} with noise", grid)
         if order == "spread":
