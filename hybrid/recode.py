@@ -37,7 +37,8 @@ def shared_places(
     Raises:
         ValueError: the tokenizers cut a picture into different numbers of tokens.
     """
-    counts = torch.zeros(new.codebook_size, old.codebook_size, dtype=torch.float64)
+    codes = len(old.codebook_kd)
+    counts = torch.zeros(len(new.codebook_kd), codes, dtype=torch.float64)
     done = 0
     for images in batches_bchw:
         before_bn, after_bn = old.encode(images).cpu(), new.encode(images).cpu()
@@ -46,7 +47,7 @@ def shared_places(
                 f"the tokenizers cut a picture into {before_bn.shape[1]} and {after_bn.shape[1]} tokens; "
                 "a network can be carried over only where each has as many"
             )
-        pairs = after_bn.flatten() * old.codebook_size + before_bn.flatten()
+        pairs = after_bn.flatten() * codes + before_bn.flatten()
         counts += torch.bincount(pairs, minlength=counts.numel()).view_as(counts)
         done += len(images)
         told(done)

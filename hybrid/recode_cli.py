@@ -68,18 +68,19 @@ def run(network: str, old: str, new: str, data: Path, pictures: int, out: Path) 
     model, _ = load_named(network, "network", "cpu")
     first, _ = load_named(old, "--from", "cpu")
     second, _ = load_named(new, "--to", "cpu")
-    if model.codebook_size != first.codebook_size:
-        raise ValueError(f"{network}: knows {model.codebook_size} codes, but --from {old} has {first.codebook_size}")
+    known, wanted = len(first.codebook_kd), len(second.codebook_kd)
+    if model.codebook_size != known:
+        raise ValueError(f"{network}: knows {model.codebook_size} codes, but --from {old} has {known}")
     folder = DataFolder.open(data)
     chosen = spread(pick(folder, "train", None), pictures)
     counts = shared_places(first, second, _batches(folder, chosen.tolist()))
     state = recode(model.state_dict(), counts)
-    fields = {**model.config, "vocab_size": second.codebook_size}
+    fields = {**model.config, "vocab_size": wanted}
     build_model(TASKS[kind], kind, fields)[0].load_state_dict(state)  # what is written is what hybrid-train will build
     save_weights(out, state, metadata={"kind": kind, "config": fields})
     unseen = int((counts.sum(1) == 0).sum())
     print(
-        f"{out}: {kind} of {second.codebook_size} codes instead of {first.codebook_size}, by {len(chosen)} pictures"
+        f"{out}: {kind} of {wanted} codes instead of {known}, by {len(chosen)} pictures"
         + (f", in which {unseen} codes never stand" if unseen else "")
     )
     return 0

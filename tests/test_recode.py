@@ -39,7 +39,7 @@ class Codes:
     """A tokenizer whose tokens are written down."""
 
     def __init__(self, size: int, tokens: list[list[int]]) -> None:
-        self.codebook_size, self.tokens = size, torch.tensor(tokens)
+        self.codebook_kd, self.tokens = torch.zeros(size, 1), torch.tensor(tokens)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         return self.tokens[: len(images)]
