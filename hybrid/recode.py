@@ -9,7 +9,7 @@ This file knows codes and rows. It knows no file and no command.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -21,25 +21,23 @@ ROWS = ("tok_embeddings.weight", "tok_emb.weight", "output.weight", "output_mask
 codes (MaskGIL's mask and classes) are none."""
 
 
-def shared_places(
-    old: ImageTokenizer,
-    new: ImageTokenizer,
-    batches_bchw: Iterable[Tensor],
-    told: Callable[[int], None] = lambda pictures: None,
-) -> Tensor:
-    """How often each new code stands where each old one does, counts (k_new, k_old).
+def shared_places(old: ImageTokenizer, new: ImageTokenizer, batches_bchw: Iterable[Tensor]) -> Tensor:
+    """How often each new code stands where each old one does, sparse counts (k_new, k_old).
 
     Args:
         old, new: the tokenizers.
         batches_bchw: RGB pictures in [-1, 1].
-        told: called with the number of pictures so far.
 
     Raises:
         ValueError: the tokenizers cut a picture into different numbers of tokens.
     """
-    codes = len(old.codebook_kd)
-    counts = torch.zeros(len(new.codebook_kd), codes, dtype=torch.float64)
-    done = 0
+    shape = (len(new.codebook_kd), len(old.codebook_kd))
+
+    def sparse(pairs_2n: Tensor) -> Tensor:
+        once = torch.ones(pairs_2n.shape[1], dtype=torch.float64)
+        return torch.sparse_coo_tensor(pairs_2n, once, shape, check_invariants=True)
+
+    counts = sparse(torch.zeros(2, 0, dtype=torch.long))
     for images in batches_bchw:
         before_bn, after_bn = old.encode(images).cpu(), new.encode(images).cpu()
         if before_bn.shape != after_bn.shape:
@@ -47,10 +45,7 @@ def shared_places(
                 f"the tokenizers cut a picture into {before_bn.shape[1]} and {after_bn.shape[1]} tokens; "
                 "a network can be carried over only where each has as many"
             )
-        pairs = after_bn.flatten() * codes + before_bn.flatten()
-        counts += torch.bincount(pairs, minlength=counts.numel()).view_as(counts)
-        done += len(images)
-        told(done)
+        counts = (counts + sparse(torch.stack((after_bn.flatten(), before_bn.flatten())))).coalesce()
     return counts
 
 
@@ -65,18 +60,18 @@ def recode(state: Mapping[str, Tensor], counts: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: no tensor that has a row for each code, or one with too few rows.
     """
-    overall = counts.sum(0, keepdim=True)
-    shares = torch.where(counts.sum(1, keepdim=True) > 0, counts, overall)
-    shares = (shares / shares.sum(1, keepdim=True)).float()
     codes, found = counts.shape[1], dict(state)
+    seen_k1, used_k = counts.sum(1).to_dense()[:, None], counts.sum(0).to_dense()
     for name in ROWS:
         if name not in state:
             continue
         rows = state[name]
         if len(rows) < codes:
             raise ValueError(f"{name} has {len(rows)} rows, but the old tokenizer {codes} codes")
-        carried = shares.to(rows.device) @ rows[:codes].float()
-        found[name] = torch.cat((carried.to(rows.dtype), rows[codes:]))
+        old_kd = rows[:codes].cpu().double()
+        usual_d = used_k @ old_kd / used_k.sum()
+        new_kd = torch.where(seen_k1 > 0, torch.sparse.mm(counts, old_kd) / seen_k1.clamp(min=1), usual_d)
+        found[name] = torch.cat((new_kd.to(rows), rows[codes:]))
     if not any(name in state for name in ROWS):
         raise ValueError(f"no tensor with a row for each code; expected one of {', '.join(ROWS)}")
     return found

@@ -52,6 +52,9 @@ def run(network: str, old: str, new: str, data: Path, pictures: int, out: Path) 
             tokenizers of different grids, or an output that is no safetensors file or one of the inputs.
         DataError: an argument of another form, or a folder without training pictures.
     """
+    from rich.console import Console
+    from rich.progress import track
+
     from hybrid.checkpoint import require_output, save_weights
     from hybrid.data.codes_cli import load_named
     from hybrid.data.folder import DataError, DataFolder
@@ -73,12 +76,21 @@ def run(network: str, old: str, new: str, data: Path, pictures: int, out: Path) 
         raise ValueError(f"{network}: knows {model.codebook_size} codes, but --from {old} has {known}")
     folder = DataFolder.open(data)
     chosen = spread(pick(folder, "train", None), pictures)
-    counts = shared_places(first, second, _batches(folder, chosen.tolist()))
+    console = Console(stderr=True)
+    batches = track(
+        _batches(folder, chosen.tolist()),
+        "reading pictures",
+        total=-(-len(chosen) // BATCH),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    counts = shared_places(first, second, batches)
     state = recode(model.state_dict(), counts)
     fields = {**model.config, "vocab_size": wanted}
     build_model(TASKS[kind], kind, fields)[0].load_state_dict(state)  # what is written is what hybrid-train will build
     save_weights(out, state, metadata={"kind": kind, "config": fields})
-    unseen = int((counts.sum(1) == 0).sum())
+    unseen = int((counts.sum(1).to_dense() == 0).sum())
     print(
         f"{out}: {kind} of {wanted} codes instead of {known}, by {len(chosen)} pictures"
         + (f", in which {unseen} codes never stand" if unseen else "")
