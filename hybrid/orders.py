@@ -107,7 +107,7 @@ def noise_left(order: str, step: int, steps: int, open_b1: Tensor) -> float | Te
     ``confidence``: 1 at the first pass, falling evenly to 0 at the last one; a single pass has 1. ``spread``: the
     passes that follow times the share of places that were open before the first pass, (b, 1). Each pass that chooses
     by confidence takes some variety away, so more passes need looser choices, and a picture whose prefix is written
-    has less to lose (``pretrained/fashion/README.md``, whose 10,000 pictures confirm the first of the two).
+    has less to lose (chosen with one network of ``fashion``; its card has the table, and what later weights want).
 
     Args:
         order: one of ORDERS.
