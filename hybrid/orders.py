@@ -63,7 +63,7 @@ def priority(
     confidence_bn: Tensor | None = None,
     uniforms_bn: Tensor | None = None,
     noise: float = 0.0,
-    left: float | Tensor = 1.0,
+    left: float = 1.0,
 ) -> Tensor:
     """How early each place is revealed, higher first: (1, n) for halton and raster, (b, n) for the others.
 
@@ -77,7 +77,7 @@ def priority(
         uniforms_bn: uniforms in [0, 1], for ``random``, and for ``confidence`` and ``spread`` while there is noise;
             for ``LASTING`` orders the same ones in every pass.
         noise: scale of the Gumbel noise, at least 0.
-        left: how much of the noise the pass has, see ``noise_left``; (b, 1) where images differ.
+        left: how much of the noise the pass has, see ``noise_left``.
 
     Raises:
         ValueError: an unknown order, a missing tensor or one of another shape, a negative noise.
@@ -101,24 +101,22 @@ def priority(
     return -rank_n[None].float().to(given.device if given is not None else rank_n.device)
 
 
-def noise_left(order: str, step: int, steps: int, open_b1: Tensor) -> float | Tensor:
+def noise_left(order: str, step: int, steps: int) -> float:
     """How much of an order's noise pass ``step`` (from 0) of ``steps`` has.
 
     ``confidence``: 1 at the first pass, falling evenly to 0 at the last one; a single pass has 1. ``spread``: the
-    passes that follow times the share of places that were open before the first pass, (b, 1). Each pass that chooses
-    by confidence takes some variety away, so more passes need looser choices, and a picture whose prefix is written
-    has less to lose (chosen with one network of ``fashion``; its card has the table, and what later weights want).
+    number of passes that follow. Each pass that chooses by confidence takes some variety away, so more passes need
+    looser choices (chosen with networks of ``fashion``, whose card has the table).
 
     Args:
         order: one of ORDERS.
         step, steps: the pass, and how many there are.
-        open_b1: that share, of each image.
 
     Raises:
         ValueError: ``step`` outside 0..steps - 1.
     """
     progress = progress_of(step, steps)
-    return (steps - 1 - step) * open_b1 if order == "spread" else 1 - progress
+    return steps - 1 - step if order == "spread" else 1 - progress
 
 
 def reveal(priority_bn: Tensor, masked_bn: Tensor, counts_b: Tensor | int) -> Tensor:

@@ -55,7 +55,7 @@ class Fill:
         resume: after a prefix, ``remaining`` schedules what is left; ``continue`` enters the full grid's curve.
         order: which places come first (``hybrid.orders``).
         noise: Gumbel noise of the confidence order at the first pass, and of the spread order for each pass that
-            follows and a grid that is all open; it fades linearly (``hybrid.orders.noise_left``).
+            follows; it fades linearly (``hybrid.orders.noise_left``).
         sampling: how tokens are drawn.
         reuse: passes from one reading of the known places to the next; above 1 is approximate (``hybrid.reuse``).
 
@@ -287,7 +287,7 @@ def write_pass(
         # A lasting order keeps one ranking for all passes: that of the first pass's uniforms.
         uniforms_bn=uniforms_bt2n[:, 0 if fill.order in LASTING else index, 1],
         noise=fill.noise,
-        left=noise_left(fill.order, index, fill.steps, counts_bt.sum(1, keepdim=True) / grid.places),
+        left=noise_left(fill.order, index, fill.steps),
     )
     chosen_bn = reveal(priority_bn, tokens_bn == MASK, counts_bt[:, index])
     return torch.where(chosen_bn, drawn_bn, tokens_bn), chosen_bn

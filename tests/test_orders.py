@@ -73,7 +73,6 @@ def test_confidence_noise_fades() -> None:
     confidence_bn, uniforms_bn = -rand(2, 15), rand(2, 15, seed=1)
     plain = priority("confidence", grid=GRID, confidence_bn=confidence_bn)
     assert torch.equal(plain, confidence_bn)
-    open_b1 = torch.tensor([[1.0], [0.5]])
     for step, progress in ((0, 0.0), (1, 0.25), (4, 1.0)):
         noisy = priority(
             "confidence",
@@ -81,7 +80,7 @@ def test_confidence_noise_fades() -> None:
             confidence_bn=confidence_bn,
             uniforms_bn=uniforms_bn,
             noise=4.5,
-            left=noise_left("confidence", step, 5, open_b1),
+            left=noise_left("confidence", step, 5),
         )
         expected = confidence_bn + 4.5 * -torch.log(-torch.log(uniforms_bn)) * (1 - progress)
         assert torch.allclose(noisy, expected, atol=1e-5)
@@ -139,19 +138,18 @@ def test_spread_keeps_first_places_apart() -> None:
     assert min(closest("spread")) > 2.2
 
 
-def test_spread_noise_counts_the_passes_that_follow_and_the_open_share() -> None:
+def test_spread_noise_counts_the_passes_that_follow() -> None:
     confidence_bn, uniforms_bn = -rand(2, 15), rand(2, 15, seed=1)
-    open_b1 = torch.tensor([[1.0], [0.5]])
     options = {"grid": GRID, "confidence_bn": confidence_bn, "uniforms_bn": uniforms_bn, "noise": 3.0}
     noise_bn = gumbel(spread_uniforms(uniforms_bn, GRID))
-    for step, scales in ((0, (12.0, 6.0)), (3, (3.0, 1.5)), (4, (0.0, 0.0))):
-        found_bn = priority("spread", left=noise_left("spread", step, 5, open_b1), **options)
-        assert torch.allclose(found_bn, confidence_bn + torch.tensor(scales)[:, None] * noise_bn)
+    for step, scale in ((0, 12.0), (3, 3.0), (4, 0.0)):
+        found_bn = priority("spread", left=noise_left("spread", step, 5), **options)
+        assert torch.allclose(found_bn, confidence_bn + scale * noise_bn)
     assert torch.equal(found_bn, confidence_bn)
-    assert noise_left("confidence", 0, 1, open_b1) == 1
-    assert noise_left("spread", 0, 1, open_b1).tolist() == [[0.0], [0.0]]
+    assert noise_left("confidence", 0, 1) == 1
+    assert noise_left("spread", 0, 1) == 0
     with pytest.raises(ValueError, match="step 5: must be from 0 to 4 where there are 5 steps"):
-        noise_left("spread", 5, 5, open_b1)
+        noise_left("spread", 5, 5)
 
 
 def test_reveal_takes_only_masked_places_and_the_lowest_of_equals() -> None:

@@ -168,7 +168,8 @@ def load_named(text: str, option: str, device: str | torch.device) -> tuple[Any,
     try:
         module = load(kind, weights or None, settings, device=device)
     except OSError as error:
-        raise DataError(f"{option} {text}: {weights}: {error.strerror or error}") from None
+        told = f"{weights}: {error.strerror}" if error.strerror else str(error)  # one without strerror names the file
+        raise DataError(f"{option}: {told}") from None
     return module, {"kind": kind, "file": Path(weights).name, "config": settings}
 
 
