@@ -123,7 +123,7 @@ def test_ctrl_c_says_that_shards_are_kept(
         (["--batch", "0"], "--batch 0: must be at least 1"),
         (["--ten-crop", "3"], "ten-crop scale 3: must be in 1..2"),
         (["--tokenizer", "fsq"], "--tokenizer fsq: expected KIND:FILE[:CONFIG]"),
-        (["--tokenizer", "fsq:/no/file"], "--tokenizer fsq:/no/file: /no/file: "),
+        (["--tokenizer", "fsq:/no/file"], "--tokenizer: file: no such file or folder: /no/file"),
         (["--tokenizer", "vq:x"], "unknown"),
         (["--text", "minilm"], "--text minilm: pictures of "),
         (["--split", "train"], "is no Hugging Face dataset"),
