@@ -157,8 +157,11 @@ class _Text(HTMLParser):
 
 
 def plain_text(markup: str) -> str:
-    """The text of a piece of HTML."""
+    """The text of a piece of HTML; all of it where it begins a marked section that HTML does not have."""
     parser = _Text()
-    parser.feed(markup)
-    parser.close()
+    try:
+        parser.feed(markup)
+        parser.close()
+    except AssertionError:  # html.parser's word for "<![" before something else than CDATA and the like
+        return markup
     return "".join(parser.parts)

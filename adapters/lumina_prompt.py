@@ -12,6 +12,8 @@ from torch import Tensor
 
 from hybrid.types import Grid, Prompts
 
+from .text import require_text
+
 SIZE_PIXELS = 32
 """What size tokens count."""
 
@@ -102,8 +104,9 @@ def caption_ids(caption: str, grid: Grid, tokenizer: Any, ids: Ids) -> Tensor:
     """A caption in the words that Lumina-mGPT was trained with, between begin and end of turn.
 
     Raises:
-        ValueError: no tokenizer, or one that does not tell what begins a prompt.
+        ValueError: no tokenizer, or one that does not tell what begins a prompt; a caption that is no text.
     """
+    require_text([caption])
     if tokenizer is None:
         raise ValueError("captions need the vocabulary: set text_tokenizer (tokenizer.json), or pass token ids")
     if ids.begin is None or ids.end_of_turn is None:

@@ -135,15 +135,20 @@ class Whisper:
     """
 
     def __init__(self, folder: str | Path, interval: float = 1.0) -> None:
+        import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
         if not Path(folder).is_dir():
             raise ValueError(f"{folder}: no such folder; give moonshine, or the folder of a speech-to-text model")
         try:
             self.processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-            self.model: Any = AutoModelForSpeechSeq2Seq.from_pretrained(folder, local_files_only=True).eval()
-            self.rate = int(self.processor.feature_extractor.sampling_rate)
-        except (OSError, ValueError, AttributeError) as error:
+            # In float32 as the features are, whatever the files hold.
+            model = AutoModelForSpeechSeq2Seq.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+            self.model: Any = model.eval()
+            features = self.processor.feature_extractor
+            self.rate, self.most = int(features.sampling_rate), getattr(features, "n_samples", None)
+        except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
             line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ValueError(f"{folder}: no speech-to-text model of transformers ({line})") from None
         self.interval = interval
@@ -152,10 +157,17 @@ class Whisper:
         return Rehearing(self.text_of, self.interval)
 
     def text_of(self, samples: NDArray[np.float32], rate: int) -> str:
-        """All words of a recording."""
+        """All words of a recording. One that is longer than what the model hears at once (Whisper: 30 seconds) is heard
+        in such parts."""
+        heard = resample(samples, rate, self.rate)
+        most = self.most or max(len(heard), 1)
+        parts = [self._words(heard[start : start + most]) for start in range(0, len(heard), most)]
+        return " ".join(part for part in parts if part)
+
+    def _words(self, heard: NDArray[np.float32]) -> str:
         import torch
 
-        inputs = self.processor(resample(samples, rate, self.rate), sampling_rate=self.rate, return_tensors="pt")
+        inputs = self.processor(heard, sampling_rate=self.rate, return_tensors="pt")
         with torch.inference_mode():
             ids = self.model.generate(**inputs)
         return str(self.processor.batch_decode(ids, skip_special_tokens=True)[0]).strip()

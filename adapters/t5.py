@@ -21,7 +21,7 @@ from hybrid.checkpoint import fit, read_weights, source_name
 from hybrid.config import parse
 
 from .captions import clean_caption
-from .text import embed
+from .text import embed, require_text
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,7 @@ class T5(nn.Module):
         Raises:
             ValueError: a caption with halves of surrogate pairs, which is no text.
         """
-        for caption in captions:
-            if any("\ud800" <= character <= "\udfff" for character in caption):
-                raise ValueError(f"caption {caption!r}: not valid Unicode")
+        require_text(captions)
         prepared = [clean_caption(caption) if self.clean else caption.lower().strip() for caption in captions]
         for caption, text in zip(captions, prepared, strict=True):
             if not text:

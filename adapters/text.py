@@ -30,6 +30,13 @@ class MiniLMConfig(BaseModel):
     pooled: bool = False
 
 
+def require_text(captions: Sequence[str]) -> None:
+    """Raise ValueError where a caption has halves of surrogate pairs, as an argument that is not UTF-8 has."""
+    for caption in captions:
+        if any("\ud800" <= character <= "\udfff" for character in caption):
+            raise ValueError(f"caption {caption!r}: not valid Unicode")
+
+
 def pad_left(hidden_bsd: Tensor, lengths: Sequence[int], tokens: int) -> tuple[Tensor, Tensor]:
     """Move each row's first ``length`` vectors to the end of ``tokens`` places; zeros and mask 0 before them.
 
@@ -72,7 +79,11 @@ class MiniLM(nn.Module):
 
         Pooled, s is 1: the mean of the token embeddings (what the model was trained for), scaled to a root mean square
         of 1 as a network's input should be.
+
+        Raises:
+            ValueError: a caption that is no text, see ``require_text``.
         """
+        require_text(captions)
         embedding, mask = embed(self.bert, captions, self.tokenizer.encode_batch(list(captions)), self.tokens)
         if not self.pooled:
             return embedding, mask

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from hybrid.data.folder import META, DataError, DataFolder
+from hybrid.pictures import require_eight_bits
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 BATCH = 64
@@ -132,6 +133,7 @@ def _of_files(path: Path) -> PictureSet:
 def _read(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as picture:
+            require_eight_bits(picture, str(path))
             return np.asarray(picture.convert("RGB"))
     except (UnidentifiedImageError, OSError):
         raise ValueError(f"{path}: not a picture, or truncated") from None

@@ -87,7 +87,7 @@ class LoopConfig(Strict):
     clip: float = Field(default=1.0, gt=0)
     ema: float = Field(default=0.999, ge=0, lt=1)
     optimizer: Literal["adamw", "muon"] = "adamw"
-    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     compile: bool = False
     device: Literal["auto", "cpu"] = "auto"
     seed: int = 0

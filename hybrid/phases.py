@@ -74,9 +74,10 @@ class Fill:
     def __post_init__(self) -> None:
         if self.reuse < 1:
             raise ValueError(f"reuse {self.reuse}: must be at least 1 (every pass reads every place)")
-        # Asked here of the functions that know, so that a wrong name fails before the AR model has run.
+        # Asked here of the functions that know, so that a wrong name fails before the AR model has run. Whether there
+        # are as many places as steps is asked where the places are known.
         nothing = torch.zeros(1, 1)
-        counts(self.schedule, self.steps, max(self.steps, 1), resume=self.resume)
+        counts(self.schedule, min(self.steps, 1), 1, resume=self.resume)
         priority(self.order, grid=Grid(1, 1), confidence_bn=nothing, uniforms_bn=nothing, noise=self.noise)
 
 

@@ -32,7 +32,7 @@ def from_pil(picture: Image.Image | str | Path | Tensor) -> Tensor:
     """A picture (PIL, file or RGB tensor in [-1, 1]) as (3, h, w) in [-1, 1]; transparency becomes white.
 
     Raises:
-        ValueError: a file that is missing or no picture.
+        ValueError: a file that is missing or no picture, or more than eight bits a channel.
     """
     if isinstance(picture, Tensor):
         return picture.reshape(picture.shape[-3:])
@@ -51,11 +51,19 @@ def mask_from_pil(picture: Image.Image | str | Path | Tensor) -> Tensor:
     return torch.from_numpy(np.array(_open(picture).convert("L"))) > 127
 
 
+def require_eight_bits(picture: Image.Image, source: str) -> None:
+    """Raise ValueError for a picture of more bits a channel: Pillow's conversions cut off what is above 255."""
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"{source}: its mode is {picture.mode}; save it with eight bits a channel")
+
+
 def _open(picture: Image.Image | str | Path) -> Image.Image:
     if isinstance(picture, Image.Image):
+        require_eight_bits(picture, "picture")
         return picture
     try:
         with Image.open(picture) as opened:
+            require_eight_bits(opened, str(picture))
             opened.load()
             return opened.copy()
     except FileNotFoundError:

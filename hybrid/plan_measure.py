@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hybrid import losses
 from hybrid.config import TrainConfig
-from hybrid.optimization import Average, optimizers
+from hybrid.optimization import Average, find_precision, optimizers
 from hybrid.plan import find_grids, sample_cost
 from hybrid.sampler import synchronise
 from hybrid.tasks_build import build_model
@@ -90,13 +90,14 @@ def measure(config: TrainConfig, *, batch: int, steps: int = 5) -> Measured:
         samples_per_s=batch / seconds,
         tokens_per_s=batch * tokens / seconds,
         flops_per_s=batch * sum(flops) / seconds,
-        product_flops_per_s=product_speed(device, half(config)),
+        product_flops_per_s=product_speed(device, product_type(config, device)),
     )
 
 
-def half(config: TrainConfig) -> torch.dtype:
+def product_type(config: TrainConfig, device: torch.device) -> torch.dtype:
     """The type that the run multiplies matrices in."""
-    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.loop.precision]
+    precision = find_precision(config.loop.precision, device)
+    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def made_up_loss(config: TrainConfig, model: Any, grid: Grid, batch: int) -> Callable[[], Tensor]:
@@ -140,9 +141,10 @@ def training_step(config: TrainConfig, model: Any, loss: Callable[[], Tensor]) -
     optimizer_list = optimizers(model, loop)
     average = Average(model, loop.ema) if loop.ema else None
     device = next(model.parameters()).device
+    dtype = product_type(config, device)
 
     def step() -> None:
-        with torch.autocast(device.type, dtype=half(config), enabled=loop.precision != "no"):
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             value = loss()
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), loop.clip)

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from hybrid.config import LoopConfig
 from hybrid.loss_plot import can_plot, plot_log
-from hybrid.optimization import Auxiliary, Average, averaged, learning_rate, optimizers
+from hybrid.optimization import Auxiliary, Average, averaged, find_precision, learning_rate, optimizers
 from hybrid.run_folder import (
     Best,
     Log,
@@ -181,10 +181,11 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
         ValueError: settings that contradict each other or the checkpoint, or a loss that is no number any more.
         OSError: the disk is full or ``out`` cannot be written; the last good checkpoint is untouched.
     """
+    cpu = _on_cpu(config)
     accelerator = Accelerator(
-        mixed_precision=config.precision,
+        mixed_precision=find_precision(config.precision, PartialState(cpu=cpu).device),
         gradient_accumulation_steps=config.accumulate,
-        cpu=_on_cpu(config),
+        cpu=cpu,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy of gradients
     )
     share = config.batch_size // accelerator.num_processes

@@ -36,6 +36,7 @@ from hybrid import cli_draw
         ("bag --ar-fraction -0.1", "ar_fraction -0.1: must be in [0, 1]"),
         ("bag --ar-tokens 99", "ar_tokens 99: must be 0..16 for a 4x4 grid"),
         ("bag --steps 13", "13 steps for 12 places"),
+        ("bag --steps 1000000000", "1000000000 steps for 12 places"),
         ("bag --steps 0", "0 steps: use at least 1 step"),
         ("bag --temperature -1", "temperature -1: must be 0 (argmax) or above"),
         ("bag --temperature nan", "temperature nan: must be"),
@@ -60,6 +61,7 @@ from hybrid import cli_draw
         ("bag --image here/in.png --mask gone.png", "gone.png: no such file"),
         ("bag --image here/in.png --mask here/in.png", "image is 6x6 pixels; this model needs 8x8"),
         ("bag --image empty.txt --mask here/in.png", "empty.txt: not a picture in a known format"),
+        ("bag --image here/deep.png --mask here/in.png", "here/deep.png: its mode is I;16; save it with eight bits a"),
         ("bag -o out.gif", "out.gif: cannot write .gif; use .png, .jpg or .webp, or DIR/ for a folder"),
         ("bag -o gone/out.png", "gone: no such folder; make it first"),
         ("bag -o gone/deeper/", "gone: no such folder; make it first"),
@@ -89,6 +91,7 @@ from hybrid import cli_draw
 def test_a_mistake_is_one_line_with_code_2_and_nothing_is_written(run: Run, line: str, message: str) -> None:
     Path("here").mkdir()
     Image.new("RGB", (6, 6)).save("here/in.png")
+    Image.new("I;16", (6, 6)).save("here/deep.png")
     Path("empty.txt").write_text("\n")
     Path("file").write_text("")
     before = files(), files("here")

@@ -28,7 +28,10 @@ def test_training_configurations_that_ship_are_valid() -> None:
         ({"model": {"kint": "x", "kind": "y"}}, "run.yaml: unknown key 'model.kint'; did you mean 'kind'?"),
         ({"loop": {"steps": 0}}, "run.yaml: loop.steps: Input should be greater than 0 (got 0)"),
         ({"loss_on": "some"}, "run.yaml: loss_on: Input should be 'masked' or 'all' (got 'some')"),
-        ({"loop": {"steps": 3, "precision": "bf61"}}, "run.yaml: loop.precision: Input should be 'no', 'bf16' or"),
+        (
+            {"loop": {"steps": 3, "precision": "bf61"}},
+            "run.yaml: loop.precision: Input should be 'auto', 'no', 'bf16' or",
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_named(change: dict[str, Any], message: str) -> None:

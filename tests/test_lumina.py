@@ -20,7 +20,7 @@ from hybrid.adapters import load
 from hybrid.adapters.lumina import Lumina, build
 from hybrid.adapters.lumina_config import CONFIGS, LuminaConfig, find_config
 from hybrid.adapters.lumina_net import rotary
-from hybrid.adapters.lumina_prompt import Ids, LuminaCondition, size_ids
+from hybrid.adapters.lumina_prompt import Ids, LuminaCondition, caption_ids, size_ids
 from hybrid.config import PairConfig, parse, read_yaml
 from hybrid.phases import Sampling
 from hybrid.sampler import HybridSampler
@@ -227,6 +227,8 @@ def test_wrong_prompts_and_grids_are_refused() -> None:
     for prompts, grid, message in wrong:
         with pytest.raises(ValueError, match=rf"^{message}$"):
             net().condition(prompts, grid)
+    with pytest.raises(ValueError, match=r"^caption '\\udcff': not valid Unicode$"):
+        caption_ids("\udcff", WIDE, None, None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^captions need the vocabulary: set text_tokenizer \(tokenizer\.json\), or"):
         load("lumina", weights(), config()).condition(["a cat"], WIDE)
     with pytest.raises(ValueError, match=r"^grids 4x6 and 6x2 cannot share a batch$"):

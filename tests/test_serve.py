@@ -316,6 +316,23 @@ def test_a_token_guards_the_api_but_not_page_and_health(pipe: HybridPipeline) ->
         assert "401" in described["paths"][GENERATE]["post"]["responses"]
 
 
+def test_a_prefix_changes_neither_token_nor_limits(pipe: HybridPipeline) -> None:
+    with serving(pipe, token="sesame") as client:
+        behind = TestClient(client.app, root_path="/draw")
+        assert [behind.get(f"/draw{path}").status_code for path in ("/v1/models", "/metrics", "/health")] == [
+            401,
+            401,
+            200,
+        ]
+        assert behind.post(f"/draw{GENERATE}", json={"prompt": "bag"}).status_code == 401
+        headers = {"authorization": "Bearer sesame"}
+        assert behind.get("/draw/v1/models", headers=headers).status_code == 200
+        files = {"image": png("red"), "mask": half_mask() + bytes(200_000)}
+        painted = behind.post(f"/draw{EDIT}", data={"prompt": "bag"}, files=files, headers=headers)
+        assert painted.status_code == 200
+        assert 'path="/v1/images/edits",status="200"' in behind.get("/draw/metrics", headers=headers).text
+
+
 def test_a_stopping_server_refuses(pipe: HybridPipeline) -> None:
     with serving(pipe) as client:
         client.app.state.engine.stop_taking()  # type: ignore[attr-defined]

@@ -271,6 +271,41 @@ def test_a_whisper_model_of_transformers_hears_at_its_own_rate(whisper: Path, ra
     assert heard == [8_000, 16_000]
 
 
+def test_what_is_longer_than_a_model_hears_at_once_is_heard_in_parts(whisper: Path) -> None:
+    recogniser = load_recogniser(str(whisper))
+    lengths: list[int] = []
+    words = recogniser._words  # type: ignore[attr-defined]
+
+    def noting(heard: np.ndarray) -> str:
+        lengths.append(len(heard))
+        return str(words(heard))
+
+    recogniser._words = noting  # type: ignore[attr-defined]
+    alone, both = (recogniser.text_of(np.full(n, 0.5, np.float32), 16_000) for n in (32_000, 40_000))  # type: ignore[attr-defined]
+    assert lengths == [32_000, 32_000, 8_000]
+    assert both == f"{alone} {alone}" and set(alone) == {"k"}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_whisper_of_half_precision_hears_in_full(whisper: Path, dtype: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForSpeechSeq2Seq
+
+    folder = tmp_path / "half"
+    shutil.copytree(whisper, folder)
+    AutoModelForSpeechSeq2Seq.from_pretrained(whisper, dtype=getattr(torch, dtype)).save_pretrained(folder)
+    assert set(load_recogniser(str(folder)).text_of(np.full(8_000, 0.5, np.float32), 16_000)) == {"k"}  # type: ignore[attr-defined]
+
+
+def test_broken_weights_are_told_in_one_line(whisper: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(whisper, folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"^[^\n]*cut: no speech-to-text model of transformers \([^\n]*\)$"):
+        load_recogniser(str(folder))
+
+
 def test_no_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder; give moonshine"):
         load_recogniser(str(tmp_path / "none"))

@@ -109,6 +109,7 @@ def test_text_of_markup() -> None:
         "abcéé&nothing"
     )
     assert plain_text("a < b") == "a < b"
+    assert plain_text("<b>a</b> <![ new ]>") == "<b>a</b> <![ new ]>"
 
 
 def test_embeddings_equal_the_original(tmp_path: Path) -> None:

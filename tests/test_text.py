@@ -84,6 +84,11 @@ def test_dtype_is_that_of_the_embeddings(minilm: MiniLM) -> None:
     torch.testing.assert_close(embedding.float(), minilm.encode(["a red apple"])[0], atol=0.1, rtol=0)
 
 
+def test_what_is_no_text_is_refused(minilm: MiniLM) -> None:
+    with pytest.raises(ValueError, match=r"^caption '\\udcff apple': not valid Unicode$"):
+        minilm.encode(["\udcff apple"])
+
+
 def test_what_is_no_model_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"^{tmp_path}: no tokenizer\.json; expected a folder of all-MiniLM-L6-v2$"):
         load("minilm", tmp_path)

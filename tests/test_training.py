@@ -21,7 +21,7 @@ from torch import nn
 
 from hybrid.config import LoopConfig
 from hybrid.loss_plot import running_mean
-from hybrid.optimization import Average, averaged, learning_rate, optimizers
+from hybrid.optimization import Average, averaged, find_precision, learning_rate, optimizers
 from hybrid.run_folder import read_log
 from hybrid.training import DataOrder, _halting, train
 from hybrid.types import MASK
@@ -208,8 +208,8 @@ def test_a_loss_that_is_no_number_stops_with_advice(folder: Path, tmp_path: Path
     assert not weights(tmp_path / "step-0000001")["output.weight"].isnan().any()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_trains(precision: str, folder: Path, tmp_path: Path, other_precision: None) -> None:
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp16"])
+def test_other_precisions_train(precision: str, folder: Path, tmp_path: Path, other_precision: None) -> None:
     loop = {"precision": precision, "steps": 3, "sample_every": 3, "eval_every": 3}
     log = trained("ar", folder, tmp_path, loop=loop)
     assert log[-1]["eval_nats"] == pytest.approx(math.log(tiny.CODES), rel=0.2)
@@ -217,6 +217,21 @@ def test_half_precision_trains(precision: str, folder: Path, tmp_path: Path, oth
     final, fresh = weights(tmp_path), tiny.task("ar", folder)[0].model.state_dict()
     assert all(value.dtype == torch.float32 and bool(value.isfinite().all()) for value in final.values())
     assert not torch.equal(final["output.weight"], fresh["output.weight"])
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_auto_precision_is_bf16_where_the_device_computes_in_it(
+    computes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: computes)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: computes)
+    expected = "bf16" if computes else "no"
+    assert find_precision("auto", CPU) == find_precision("auto", torch.device("cuda")) == expected
+    assert find_precision("auto", torch.device("mps")) == "no"
+    assert [find_precision(asked, CPU) for asked in ("no", "bf16", "fp16")] == ["no", "bf16", "fp16"]
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert find_precision("auto", CPU) == "no"
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path, started, status = scope["path"], time.monotonic(), 500
+        path, started, status = _route_path(scope), time.monotonic(), 500
         counted = path if path in COUNTED else "other"
 
         async def noting(message: Message) -> None:
@@ -71,6 +71,12 @@ class Gate:
         if length.isdecimal() and int(length) > limit:
             return ApiError(413, _too_large(limit), "too_large", headers={"Connection": "close"})
         return None
+
+
+def _route_path(scope: Scope) -> str:
+    """The path that routes are looked up by: without the prefix under which the application is mounted."""
+    path, prefix = scope["path"], scope.get("root_path", "").rstrip("/")
+    return path[len(prefix) :] if prefix and path.startswith(f"{prefix}/") else path
 
 
 def _too_large(limit: int) -> str:

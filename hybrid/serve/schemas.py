@@ -104,7 +104,7 @@ class EditRequest(Settings):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_without_null)
 
-    image: UploadFile = Field(description="PNG, JPEG or WebP of exactly the model's size.")
+    image: UploadFile = Field(description="PNG, JPEG or WebP, of exactly the size that is drawn.")
     mask: UploadFile = Field(
         description="The same size. Drawn anew where it is transparent or, if nothing of it is, where it is white."
     )

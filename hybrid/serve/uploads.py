@@ -6,6 +6,7 @@ import io
 
 from PIL import Image, UnidentifiedImageError
 
+from hybrid.pictures import require_eight_bits
 from hybrid.serve.jobs import Edit
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -19,7 +20,7 @@ def read_edit(image: bytes, mask: bytes, size: tuple[int, int]) -> Edit:
         size: pixels (width, height) that both must have.
 
     Raises:
-        ValueError: a file that is no PNG, JPEG or WebP, or not of the size.
+        ValueError: a file that is no PNG, JPEG or WebP, not of the size, or of more than eight bits a channel.
     """
     return Edit(_picture(image, "image", size), _mask(_picture(mask, "mask", size)))
 
@@ -31,6 +32,7 @@ def _picture(data: bytes, field: str, size: tuple[int, int]) -> Image.Image:
             raise ValueError(
                 f"{field}: is {picture.width}x{picture.height} pixels; this model needs {size[0]}x{size[1]}"
             )
+        require_eight_bits(picture, field)
         picture.load()
     except UnidentifiedImageError:
         raise ValueError(f"{field}: not a PNG, JPEG or WebP picture") from None
