@@ -140,6 +140,7 @@ class Workbench:
             self.judge = load_classifier() if classifier is None else classifier
             self.inputs |= {"pair": pair_weights(self.draws.pair), "feature_network": self.network.name}
             self._prepare(self.draws)
+            self.inputs["defaults"] = self.pair.defaults.model_dump(mode="json")
 
     def _prepare(self, draws: DrawConfig) -> None:
         """Real test pictures, their classes, and the pairing."""

@@ -172,18 +172,24 @@ class Artist:
         request = {name: float(value) if name in FLOATS else value for name, value in given if value is not None}
         if (fraction := ALONE.get(str(request.get("method")))) is not None:
             request |= {"method": "hybrid", "ar_fraction": fraction}
-        pipeline = self.pipeline
-        computed, defaults = (pipeline.types.name, pipeline.compiled), pipeline.defaults.model_dump()
+        computed, defaults = self._computed, self.pipeline.defaults.model_dump()
         if request.get("ar_fraction") == 1:  # no masked phase, whose defaults mean nothing then
             defaults = {name: defaults[name] for name in ("ar", "tile")}
         return self._weights, sorted(request.items()), computed, sorted(defaults.items())
+
+    @property
+    def _computed(self) -> tuple[str, bool, str]:
+        """What rounding depends on."""
+        pipeline = self.pipeline
+        return pipeline.types.name, pipeline.compiled, pipeline.device.type
 
     def reconstruct(self, images: NDArray[np.uint8]) -> Drawn:
         """Real pictures, uint8 (n, h, w, 1 or 3), through the tokenizer and back."""
         parts = []
         for start in range(0, len(images), BATCH):
             batch = np.ascontiguousarray(images[start : start + BATCH])
-            path = self.cache / f"reconstruction-{digest(self._weights, batch.shape, batch.tobytes())}.npy"
+            named = digest(self._weights, self._computed, batch.shape, batch.tobytes())
+            path = self.cache / f"reconstruction-{named}.npy"
             tokens = cached(path, lambda batch=batch: self._encode(batch))  # type: ignore[misc]
             parts.append(self._with_features(path, tokens))
             self.told("reconstruction", min(start + BATCH, len(images)), len(images))

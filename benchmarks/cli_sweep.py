@@ -224,7 +224,13 @@ def _sample(arguments: argparse.Namespace) -> int:
     state = PartialState(cpu=arguments.cpu)
     pipeline = HybridPipeline.from_pretrained(arguments.pair, device=state.device, dtype=arguments.dtype)
     prompts = _prompts(arguments.prompts, pipeline)
-    request = {"weights_sha256": weights, "settings": settings, "seed": arguments.seed, "dtype": arguments.dtype}
+    request = {
+        "weights_sha256": weights,
+        "defaults": pipeline.defaults.model_dump(mode="json"),
+        "settings": settings,
+        "seed": arguments.seed,
+        "dtype": arguments.dtype,
+    }
     if state.is_main_process:
         prepare(arguments.out, {"pair": str(arguments.pair), **request, "prompts": prompts, "pictures": arguments.n})
     state.wait_for_everyone()

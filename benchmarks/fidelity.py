@@ -136,12 +136,14 @@ class Fidelity:
         """Real pictures, and real pictures through the tokenizer, against real pictures."""
         network = artist.network
         folder, places = self.scene.folder, self.scene.places[: len(self.scene.prompts)]
-        own = self.scene.floor if len(self.scene.floor) else places
-        rebuilt = artist.reconstruct(np.asarray(folder.images[own, 0]))
-        found = {"reconstruction": against_real(rebuilt.features_nd, self.real)}
-        if len(self.scene.floor):
-            found["real"] = against_real(real_of(self.scene, own, network), self.real)
-        return found
+        if not len(self.scene.floor):  # no other pictures: their reconstructions lack what sampling adds to a distance
+            rebuilt = artist.reconstruct(np.asarray(folder.images[places, 0]))
+            return {"reconstruction of the same pictures": against_real(rebuilt.features_nd, self.real)}
+        rebuilt = artist.reconstruct(np.asarray(folder.images[self.scene.floor, 0]))
+        return {
+            "reconstruction": against_real(rebuilt.features_nd, self.real),
+            "real": against_real(real_of(self.scene, self.scene.floor, network), self.real),
+        }
 
     def chosen_by(self, artist: Artist, point: Way, pictures: int) -> dict[str, Any]:
         """What the baseline's setting is chosen by, the Fréchet distance of the first few pictures; and their score."""

@@ -113,8 +113,9 @@ def speeds(two: HybridPipeline, one: HybridPipeline, batches: Sequence[int], con
 
 def _timed(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     phases = turns[0]["phases"]
+    median, interval = median_of(np.array([turn["seconds"] for turn in turns]))
     return {
-        "seconds": _told(median_of(np.array([turn["seconds"] for turn in turns]))),
+        "seconds": {"value": median, "interval": list(interval)},
         "phases": {phase: float(np.median([turn["phases"][phase] for turn in turns])) for phase in phases},
     }
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hybrid.recommend import KIND
 
 from .figures import REQUIRED
 from .statistics import Estimate, estimate, kid_estimate, share_draws
-from .times import SEED, costs, mean_of, times_of
+from .times import SEED, costs, mean_of, sums_of, times_of
 
 DEFINITIONS = {
     "median": "seconds of one request of `batch` pictures, prompts to pixels; p10 and p90 likewise",
@@ -125,13 +126,8 @@ def header(raw: Mapping[str, Any], whole: list[dict[str, Any]]) -> dict[str, Any
     latest = speed or fidelity or {}
     pictures = max((row["pictures"] for row in whole if row["pictures"]), default=0)
     required = REQUIRED.get(sweep["data_set"] or "", 10_000)
-    loads = [
-        load
-        for row in raw["rows"].values()
-        for batch in (row["speed"] or {}).get("batches", ())
-        for load in batch["load"]
-    ]
-    loads = [load for load in loads if load is not None]
+    timed = [batch for row in raw["rows"].values() for batch in (row["speed"] or {}).get("batches", ())]
+    loads = [load for batch in timed for load in batch["load"] if load is not None]
     return {
         "pair": sweep["pair"],
         "weights_sha256": sweep["weights_sha256"],
@@ -158,7 +154,7 @@ def header(raw: Mapping[str, Any], whole: list[dict[str, Any]]) -> dict[str, Any
         "limits": measured.get("limits"),
         "fidelity_machine": fidelity,
         "speed_machine": speed,
-        "repeats": sweep["speed"]["repeats"],
+        "turns": sorted({len(batch["own"]) for batch in timed}),
     }
 
 
@@ -201,15 +197,17 @@ def point_rows(
         **costs(shown),
     }
     score_name = (scene or {}).get("score_name")
+    named = (scene or {}).get("groups")
+    groups = np.resize(named, fidelity["pictures"]) if named and fidelity else None  # each replicate asks for all again
     rows = []
     for region, part in (fidelity or {"regions": {"all": None}})["regions"].items():
         row = {**shared, "region": region, "pictures": fidelity["pictures"] if fidelity else None}
-        row |= {"accuracy": None, "retrieval": None, **region_figures(part)}
+        row |= {"accuracy": None, "retrieval": None, **region_figures(part, groups)}
         row |= {name: (own.get("fid") or {}).get(name) if region == "all" else None for name in INCEPTION}
         if region == "all" and fidelity is not None and "score" in fidelity and score_name is not None:
             row[score_name] = float(np.mean(fidelity["score"]))
-            row[f"{score_name}_interval"] = _interval(mean_of(fidelity["score"]))
-        row |= fidelity_of(part, fidelity if region == "all" else None)
+            row[f"{score_name}_interval"] = _interval(mean_of(fidelity["score"], groups))
+        row |= fidelity_of(part, fidelity if region == "all" else None, groups)
         rows.append(row)
     return rows
 
@@ -227,14 +225,17 @@ def against_fastest(rows: Sequence[dict[str, Any]], paths: Sequence[str]) -> dic
     timed = [row for row in own if row["speed"]]
     if len(timed) < 2:
         return first
-    for place in range(len(first["speed"])):
-        most = max(1.0, *(row["speed"][place]["speedup"] for row in timed if row is not first))
-        for row in timed:
-            times = row["speed"][place]
+    by_batch: dict[int, list[dict[str, Any]]] = {}  # a path that is still being timed lacks some
+    for row in timed:
+        for times in row["speed"]:
+            by_batch.setdefault(times["batch"], []).append(times)
+    for measured in by_batch.values():
+        most = max([1.0, *(times["speedup"] for times in measured if times not in first["speed"])])
+        for times in measured:
             times["speedup"] /= most
             times["speedup_interval"] = [value / most for value in times["speedup_interval"]]
-            if place == 0:
-                row["speedup"], row["speedup_interval"] = times["speedup"], times["speedup_interval"]
+    for row in timed:
+        row["speedup"], row["speedup_interval"] = (row["speed"][0][name] for name in ("speedup", "speedup_interval"))
     return max(timed, key=lambda row: row["speedup"])
 
 
@@ -275,8 +276,8 @@ def choice_row(choice: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str
     }
 
 
-def region_figures(own: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Distances, likelihood and agreement of one region."""
+def region_figures(own: Mapping[str, Any] | None, groups: NDArray[Any] | None = None) -> dict[str, Any]:
+    """Distances, likelihood and agreement of one region; see ``times.mean_of`` for the groups."""
     if own is None:
         empty = ("frechet", "kid", "precision", "recall", "frechet_over_ar", "log_likelihood")
         return {**dict.fromkeys(empty), "agreement": None, "ar_seeds_agreement": None}
@@ -293,10 +294,10 @@ def region_figures(own: Mapping[str, Any] | None) -> dict[str, Any]:
             "log_likelihood": float(likelihood.mean()),
             "ar_log_likelihood": float(ar.mean()),
             "log_likelihood_over_ar": float((likelihood - ar).mean()),
-            "log_likelihood_over_ar_interval": _interval(mean_of(likelihood - ar)),
+            "log_likelihood_over_ar_interval": _interval(mean_of(likelihood - ar, groups)),
         }
-    found["agreement"] = agreement_figures(own["agreement"])
-    found["ar_seeds_agreement"] = agreement_figures(own["ar_agreement"])
+    found["agreement"] = agreement_figures(own["agreement"], groups)
+    found["ar_seeds_agreement"] = agreement_figures(own["ar_agreement"], groups)
     return found
 
 
@@ -314,7 +315,9 @@ def figures(own: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def fidelity_of(own: Mapping[str, Any] | None, scores: Mapping[str, Any] | None) -> dict[str, Any]:
+def fidelity_of(
+    own: Mapping[str, Any] | None, scores: Mapping[str, Any] | None, groups: NDArray[Any] | None = None
+) -> dict[str, Any]:
     """The one number; in a region, without the score."""
     if own is None:
         return {"fidelity": None, "fidelity_interval": None}
@@ -323,22 +326,24 @@ def fidelity_of(own: Mapping[str, Any] | None, scores: Mapping[str, Any] | None)
     if scores is not None and "score" in scores and np.mean(scores["ar_score"]) > 0:
         mine, ar = np.asarray(scores["score"]), np.asarray(scores["ar_score"])
         value = min(value, float(mine.mean() / ar.mean()))
-        draws = np.minimum(draws, share_draws(mine, ar, seed=SEED, draws=len(draws)))
+        shares = share_draws(sums_of(mine, groups), sums_of(ar, groups), seed=SEED, draws=len(draws))
+        draws = np.minimum(draws, shares)
     return {
         "fidelity": float(min(value, 1.0)),
         "fidelity_interval": _interval(estimate(min(value, 1.0), np.clip(draws, 0, 1))),
     }
 
 
-def agreement_figures(own: Mapping[str, Any]) -> dict[str, Any]:
+def agreement_figures(own: Mapping[str, Any], groups: NDArray[Any] | None = None) -> dict[str, Any]:
     """Equal tokens, PSNR of the mean squared error (None where pictures are equal), feature distance."""
+    groups = None if groups is None else groups[: len(own["tokens"])]
     error = float(np.mean(own["squared_error"]))
     return {
         "tokens": float(np.mean(own["tokens"])),
-        "tokens_interval": _interval(mean_of(own["tokens"])),
+        "tokens_interval": _interval(mean_of(own["tokens"], groups)),
         "psnr_db": None if error == 0 else float(-10 * np.log10(error)),
         "feature_distance": float(np.mean(own["feature_distance"])),
-        "feature_distance_interval": _interval(mean_of(own["feature_distance"])),
+        "feature_distance_interval": _interval(mean_of(own["feature_distance"], groups)),
     }
 
 

@@ -40,6 +40,8 @@ class Scene:
         score_name: ``accuracy``, ``retrieval`` or None.
         score: of each picture of ``prompts``, from pixels (n, h, w, 3) and features (n, d).
         real_score: mean score of real pictures of the same prompts.
+        groups: of each prompt what it names, where several prompts name one thing; what resampling draws. Empty where
+            each picture stands for itself.
     """
 
     folder: DataFolder
@@ -49,6 +51,7 @@ class Scene:
     score_name: str | None = None
     score: Score | None = None
     real_score: float | None = None
+    groups: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -132,7 +135,8 @@ def emoji(
     real = score(np.empty(0, np.uint8), reader.real(places[:pictures]))
     chosen = np.asarray(places, dtype=np.int64)
     none = np.empty(0, dtype=np.int64)
-    return Scene(folder, asked.distinct.prompts[:pictures], chosen, none, "retrieval", score, float(real.mean()))
+    prompts = asked.distinct.prompts[:pictures]
+    return Scene(folder, prompts, chosen, none, "retrieval", score, float(real.mean()), tuple(groups))
 
 
 def plain(
@@ -142,7 +146,8 @@ def plain(
     splits = {str(item["split"]) for item in folder.items}
     places = _enough(folder, pick(folder, "test" if "test" in splits else "heldout", sets), reference)
     prompts = tuple(_prompt(folder.items[int(place)]) for place in places[:pictures])
-    return Scene(folder, prompts, places, np.empty(0, dtype=np.int64))
+    groups = () if any(isinstance(prompt, int) for prompt in prompts) else tuple(map(str, prompts))
+    return Scene(folder, prompts, places, np.empty(0, dtype=np.int64), groups=groups)
 
 
 SCENES: dict[str, Callable[[DataFolder, Sequence[str] | None, int, int, Features, Artist], Scene]] = {

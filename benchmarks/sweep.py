@@ -26,6 +26,7 @@ from PIL import Image
 
 from hybrid.data.folder import default_folder
 from hybrid.dtypes import PARTS, find_types
+from hybrid.pairing import find_pair, read_pair
 from hybrid.pipeline import HybridPipeline
 
 from . import machine, speed
@@ -209,6 +210,7 @@ class Runner:
                     "digest": scene.digest,
                     "data": {"name": scene.folder.meta.get("name"), "inputs": scene.folder.meta.get("inputs")},
                     "prompts": list(scene.prompts),
+                    "groups": list(scene.groups),
                     "reference_pictures": len(scene.places),
                     "score_name": scene.score_name,
                     "real_score": scene.real_score,
@@ -305,6 +307,7 @@ class Runner:
         fixed: dict[str, Any] = {
             "pair": self.config.pair,
             "weights_sha256": self._weights,
+            "pair_defaults": read_pair(find_pair(self.config.pair)).defaults.model_dump(mode="json"),
             "data_set": self.config.data_set,
             "pictures": self.config.pictures,
             "reference": self.config.reference,

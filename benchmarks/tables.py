@@ -78,8 +78,10 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
                 ).items()
             ),
         ),
-        ("turns", f"{header['repeats']} of each point, interleaved with the AR model"),
     ]
+    if header["turns"]:
+        turns = " to ".join(str(count) for count in sorted({header["turns"][0], header["turns"][-1]}))
+        shown.append(("turns", f"{turns} of each point, interleaved with the AR model"))
     if header["feature_network"]:
         pictures = f"{header['pictures']} of each point against {header['reference_pictures']} real ones"
         shown += [("pictures", pictures), ("feature network", header["feature_network"])]

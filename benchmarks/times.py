@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ def times_of(
     return {
         "batch": batch["batch"],
         "median": median,
-        "median_interval": list(median_of(own).interval),
+        "median_interval": list(median_of(own)[1]),
         "p10": p10,
         "p90": p90,
         "images_per_second": batch["batch"] / median,
@@ -57,17 +58,39 @@ def speedup_of(own: NDArray[np.float64], ar: NDArray[np.float64]) -> Estimate:
     return estimate(float(np.median(ar) / np.median(own)), draws)
 
 
-def median_of(values: NDArray[np.float64]) -> Estimate:
-    """A median with its bootstrap interval."""
-    chosen = np.random.default_rng(SEED).integers(len(values), size=(DRAWS, len(values)))
-    return estimate(float(np.median(values)), np.median(values[chosen], axis=1))
+def median_of(values: NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
+    """A median and its interval between two order statistics, which holds whatever the distribution is.
+
+    The k-th smallest and the k-th largest of n values enclose the median but in 2 of 2^n · P(fewer than k heads in n
+    tosses): k is the largest that keeps 95 %. Fewer than six values cannot; their extremes are given then (five: 94 %).
+    A bootstrap of so few medians would hold 88 % of the time with seven.
+    """
+    ordered, outside, inner = np.sort(values), 0.0, 0
+    for k in range((len(ordered) - 1) // 2 + 1):
+        outside += 2 * math.comb(len(ordered), k) / 2 ** len(ordered)
+        if outside <= 0.05:
+            inner = k
+    return float(np.median(ordered)), (float(ordered[inner]), float(ordered[-1 - inner]))
 
 
-def mean_of(values: Any) -> Estimate:
-    """A mean over pictures with its bootstrap interval."""
+def mean_of(values: Any, groups: NDArray[Any] | None = None) -> Estimate:
+    """A mean over pictures with its bootstrap interval.
+
+    Args:
+        values: of each picture.
+        groups: of each picture what is resampled, such as the concept that it was asked to show beside others; None
+            resamples pictures.
+    """
     array = np.asarray(values, dtype=np.float64)
-    chosen = np.random.default_rng(SEED).integers(len(array), size=(DRAWS, len(array)))
-    return estimate(float(array.mean()), array[chosen].mean(1))
+    sums, counts = (sums_of(each, groups) for each in (array, np.ones(len(array))))
+    chosen = np.random.default_rng(SEED).integers(len(sums), size=(DRAWS, len(sums)))
+    return estimate(float(array.mean()), sums[chosen].sum(1) / counts[chosen].sum(1))
+
+
+def sums_of(values: Any, groups: NDArray[Any] | None) -> NDArray[np.float64]:
+    """Values summed by group, or as they are."""
+    array = np.asarray(values, dtype=np.float64)
+    return array if groups is None else np.bincount(np.unique(groups, return_inverse=True)[1], weights=array)
 
 
 def costs(shown: Mapping[str, Any] | None) -> dict[str, Any]:

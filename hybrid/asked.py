@@ -18,6 +18,7 @@ from torch import Tensor
 from hybrid.dtypes import AnyType
 from hybrid.phases import Fill, Step
 from hybrid.pictures import to_pil
+from hybrid.prepare import ar_grid, carried_places
 from hybrid.request import (
     as_list,
     find_grid,
@@ -178,6 +179,7 @@ def ask(
         ar=self.ar is not None,
         masked=self.masked is not None,
         inpainting=image is not None,
+        draft=draft,
     )
     judge = {"rounds": rounds, "redraw": redraw, "window": window, "relax": relax, "draft": draft}
     verify, refine = find_judge(chosen, judge, defaults)
@@ -258,7 +260,9 @@ def _default_steps(
     grid = grid or getattr(pipe.masked, "grid", None)
     if grid is None or not 0 <= (fraction or 0) <= 1:  # the sampler says what is wrong with the fraction
         return pipe.defaults.steps
-    known = count if count is not None else round((fraction or 0) * grid.places)
+    written = ar_grid(pipe.sampler, grid)
+    length = count if count is not None else round((fraction or 0) * written.places)
+    known = carried_places(pipe.sampler, length, written, grid)[1]
     left = grid.places - known if keep is None else int((~keep).sum())
     return max(1, min(pipe.defaults.steps, left))
 

@@ -105,6 +105,7 @@ def _plan(pair: PairConfig, dtype: torch.dtype, asked: Mapping[str, Any]) -> tup
         ar=pair.ar is not None,
         masked=pair.masked is not None,
         inpainting="image" in asked,
+        draft=asked.get("draft"),
     )
     guidance = asked.get("guidance_scale")
     return method, partial(

@@ -221,7 +221,7 @@ class DefaultsConfig(Strict):
     tile: int | None = None
     rounds: int = 1
     redraw: float = 0.25
-    window: int = 16
+    window: int | None = None  # the method's own
     relax: float = 0.3
     draft: Literal["masked", "jacobi"] = "masked"
     ar: PhaseConfig = PhaseConfig()

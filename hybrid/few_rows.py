@@ -60,7 +60,10 @@ class Linear(nn.Linear):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with int8 weights and a scale for each output; the activations keep their type.
+    """A linear layer with int8 weights and a scale for each output.
+
+    The activations keep their type, but for few rows on a CPU outside of compiled code: torch's kernel takes those in
+    bfloat16, so that a picture depends on how many are drawn with it.
 
     Args:
         linear: the layer to quantize: its weights are rounded to 127 steps of their row's largest.

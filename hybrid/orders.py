@@ -6,6 +6,7 @@ Pure functions of tensors: this file knows no model. A priority says how early e
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -84,7 +85,7 @@ def priority(
     """
     if order not in ORDERS:
         raise ValueError(f"order {order!r}: unknown; choose one of {', '.join(ORDERS)}")
-    if not noise >= 0:
+    if not (noise >= 0 and math.isfinite(noise)):
         raise ValueError(f"noise {noise:g}: must be 0 (none) or above")
     if order in ("confidence", "spread"):
         confidence_bn = _checked("confidence_bn", confidence_bn, order, grid)

@@ -86,9 +86,9 @@ class Step:
     """What a callback sees after each AR row and each masked pass.
 
     Attributes:
-        phase: ``prefix`` or ``fill``.
-        index: rows or passes done, from 1.
-        total: rows or passes of this phase.
+        phase: ``prefix``, ``fill``, ``refill`` (see ``hybrid.refine``) or ``verify`` (``hybrid.verify``).
+        index: rows or passes done, from 1; of ``verify`` the tokens of the slowest image.
+        total: rows, passes or tokens of this phase.
         tokens_bn: the grid so far, in the codebook of the phase, MASK where nothing is written yet.
         grid: the token grid.
     """
@@ -252,8 +252,9 @@ def unknown_places(tokens_bn: Tensor, most: int) -> Tensor:
 
 
 def pass_scale(fill: Fill, index: int) -> float:
-    """Guidance of pass ``index``. A single pass is the last one: it gets the whole scale of a ramp."""
-    return fill.sampling.guidance.at(progress_of(index, fill.steps) if fill.steps > 1 else 1.0)
+    """Guidance of pass ``index``. A single pass gets the whole scale, of a ramp and of an interval too."""
+    guidance = fill.sampling.guidance
+    return guidance.at(progress_of(index, fill.steps) if fill.steps > 1 else guidance.end)
 
 
 def write_pass(

@@ -32,10 +32,10 @@ def from_pil(picture: Image.Image | str | Path | Tensor) -> Tensor:
     """A picture (PIL, file or RGB tensor in [-1, 1]) as (3, h, w) in [-1, 1]; transparency becomes white.
 
     Raises:
-        ValueError: a file that is missing or no picture, or more than eight bits a channel.
+        ValueError: a file that is missing or no picture, more than eight bits a channel, a tensor of another shape.
     """
     if isinstance(picture, Tensor):
-        return picture.reshape(picture.shape[-3:])
+        return _one(picture, 3, "image: a tensor must be (3, h, w)")
     opened = _open(picture)
     if opened.mode in ("RGBA", "LA", "P"):
         opened = opened.convert("RGBA")
@@ -45,9 +45,14 @@ def from_pil(picture: Image.Image | str | Path | Tensor) -> Tensor:
 
 
 def mask_from_pil(picture: Image.Image | str | Path | Tensor) -> Tensor:
-    """A mask (PIL, file, or tensor) as bool (h, w): True where it is lighter than mid-grey."""
+    """A mask as bool (h, w): True where a picture (PIL or file) is lighter than mid-grey, and where a tensor is True or
+    above 0.5.
+
+    Raises:
+        ValueError: as ``from_pil``.
+    """
     if isinstance(picture, Tensor):
-        return picture.reshape(picture.shape[-2:]).bool()
+        return _one(picture, 1, "mask: a tensor must be (h, w)")[0] > 0.5
     return torch.from_numpy(np.array(_open(picture).convert("L"))) > 127
 
 
@@ -57,10 +62,22 @@ def require_eight_bits(picture: Image.Image, source: str) -> None:
         raise ValueError(f"{source}: its mode is {picture.mode}; save it with eight bits a channel")
 
 
+def _one(tensor: Tensor, channels: int, told: str) -> Tensor:
+    """A tensor (channels, h, w), of which leading ones may be left out or added."""
+    shape = tuple(tensor.shape)
+    shape = shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
+    shape = (1, *shape) if len(shape) == 2 and channels == 1 else shape
+    if len(shape) != 3 or shape[0] != channels:
+        raise ValueError(f"{told}, got {tuple(tensor.shape)}")
+    return tensor.reshape(shape)
+
+
 def _open(picture: Image.Image | str | Path) -> Image.Image:
     if isinstance(picture, Image.Image):
         require_eight_bits(picture, "picture")
         return picture
+    if not isinstance(picture, (str, Path)):
+        raise ValueError(f"a picture must be a PIL image, a file or a tensor, got {type(picture).__name__}")
     try:
         with Image.open(picture) as opened:
             require_eight_bits(opened, str(picture))

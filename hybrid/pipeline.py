@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -216,15 +216,23 @@ class HybridPipeline:
 
     def compile(self) -> None:
         """Compile the AR model's decoding step, the transformer blocks and the decoder in place (torch.compile)."""
+        self._other_types.clear()
+        self._compile(())
+
+    def _compile(self, done: Collection[Any]) -> None:
+        """Compile what is not ``done``."""
         from hybrid.adapters.compiled import own_limit
 
-        if hasattr(self.ar, "compile_step"):
+        def new(part: Any) -> bool:
+            return all(part is not one for one in done)
+
+        if hasattr(self.ar, "compile_step") and new(self.ar):
             self.ar.compile_step()
         for model in (self.ar, self.masked)[: 1 if self.masked is self.ar else 2]:
-            for block in getattr(model, "layers", []):
+            for block in getattr(model, "layers", []) if new(model) else ():
                 block.compile(**own_limit())
         for tokenizer in (self.tokenizer, self.ar_tokenizer):
-            if isinstance(getattr(tokenizer, "decoder", None), nn.Module):
+            if isinstance(getattr(tokenizer, "decoder", None), nn.Module) and new(tokenizer):
                 tokenizer.decoder.compile()
         self.compiled = True
 
@@ -256,9 +264,11 @@ class HybridPipeline:
                 other.ar, other.masked, other.tokenizer, ar_tokenizer=other.ar_tokenizer, lossy=self.lossy
             )
             if self.compiled:
-                other.compile()
+                other._compile([part for one in pool for part in (one.ar, one.masked, one.tokenizer, one.ar_tokenizer)])
             self._other_types[types] = other
-        return self._other_types[types]
+        other = self._other_types[types]
+        other.defaults, other.grid = self.defaults, self.grid
+        return other
 
     def types_for(self, dtype: AnyType | None, prompt: str | int | Sequence[str | int], copies: int) -> PhaseTypes:
         """What a request's ``dtype`` means for these prompts; a measurement is kept for their number."""

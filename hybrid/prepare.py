@@ -96,7 +96,7 @@ def prepare(
     ar_shape = ar_grid(sampler, shape) if lead is sampler.masked else shape
     length = known = _prefix_length(sampler, ar_fraction, ar_tokens, ar_shape, inpainting=tokens is not None)
     if length < ar_shape.places:
-        length, known = _whole_rows(sampler, length, ar_shape, shape, exactly=ar_tokens is not None)
+        length, known = carried_places(sampler, length, ar_shape, shape, exactly=ar_tokens is not None)
     only_ar = length == ar_shape.places  # a share near 1 may have become all rows
     if only_ar:
         shape = ar_shape
@@ -169,8 +169,14 @@ def _factors(sampler: HybridSampler) -> tuple[int, int]:
     return sampler.ar_tokenizer.factor, sampler.tokenizer.factor  # type: ignore[attr-defined]
 
 
-def _whole_rows(sampler: HybridSampler, length: int, ar_grid: Grid, grid: Grid, *, exactly: bool) -> tuple[int, int]:
-    """The prefix length that can be carried over, and how many places of the masked model's grid it fills."""
+def carried_places(
+    sampler: HybridSampler, length: int, ar_grid: Grid, grid: Grid, *, exactly: bool = False
+) -> tuple[int, int]:
+    """The prefix length that can be carried over, and how many places of the masked model's grid it fills.
+
+    Raises:
+        ValueError: ``exactly``, and only another length can be.
+    """
     if not through_pixels(sampler):
         return length, length
     factors = _factors(sampler)

@@ -55,7 +55,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such report; hybrid-bench run writes one") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: truncated or not JSON ({error})") from None
-    if not isinstance(content, dict) or content.get("kind") != KIND:
+    if not isinstance(content, dict) or content.get("kind") != KIND or not {"header", "rows"} <= content.keys():
         raise ValueError(f"{path}: not a report of hybrid-bench run")
     return content
 

@@ -99,7 +99,8 @@ def refine_tokens(
         uniforms_bt2n: for each masked pass of all rounds, uniforms of the tokens and of the order, by place.
         prefix: the AR model's guidance.
         fill: how the masked model draws; ``refine`` sets its steps.
-        refine: rounds, share and steps; there are never more passes than places that an image draws anew.
+        refine: rounds, share and steps; there are never more passes than places that any image draws anew, so that an
+            image beside one with fewer open places gets as few passes.
         alignment: how the tokenizers align, where there are two; only the identity is allowed.
         callback: called after each masked pass with a ``Step`` of phase ``refill``.
         phase: entered with ``score`` around each AR pass and ``refill`` around each refill, to keep times.

@@ -121,10 +121,11 @@ def find_split(
     ar: bool,
     masked: bool,
     inpainting: bool,
+    draft: str | None = None,
 ) -> tuple[str, float | None, int | None]:
     """The method, and its share or number of AR tokens.
 
-    A request that says nothing takes the default where both models are there, and the only model otherwise. What the
+    A request that says nothing takes the default where its models are there, and the only model otherwise. What the
     numbers themselves must be is checked by the sampler.
 
     Args:
@@ -132,14 +133,16 @@ def find_split(
         defaults: what counts where it says nothing.
         ar, masked: whether there is such a model.
         inpainting: whether the request gives a picture.
+        draft: who drafts for ``relaxed``; None where the request does not say.
 
     Raises:
         ValueError: an unknown method, one that contradicts the numbers, or one whose model is missing.
     """
     told = fraction is not None or tokens is not None
+    by_ar = ("ar", "jacobi", "zipar", *(("relaxed",) if (draft or defaults.draft) == "jacobi" else ()))
     if method is None and not told:
         if not masked:
-            return "ar", 1.0, None
+            return defaults.method if defaults.method in by_ar else "ar", 1.0, None
         if not ar or inpainting:
             return "masked", 0.0, None
     chosen = method or ("hybrid" if told and METHODS[defaults.method] is not None else defaults.method)
@@ -150,7 +153,7 @@ def find_split(
     if fixed is not None and (tokens is not None or fraction not in (None, fixed)):
         raise ValueError(f"method {chosen} fixes the AR fraction at {fixed:g}; drop one of the two")
     if method is not None and method not in ("ar", "masked", "jacobi", "zipar"):
-        if not (ar and masked):
+        if not ar or not (masked or method in by_ar):
             have, lack = ("ar", "masked model") if ar else ("masked", "AR model")
             raise ValueError(f"method {method}: there is no {lack}; use method {have}")
         if inpainting:
@@ -188,8 +191,9 @@ def find_judge(method: str, given: Mapping[str, Any], defaults: DefaultsConfig) 
             home = " or ".join(method for method, names in JUDGE.items() if name in names)
             raise ValueError(f"{name}: belongs to method {home}, not {method}")
     if defaults.method == "zipar":  # whose window counts columns
-        defaults = defaults.model_copy(update={"window": DefaultsConfig.model_fields["window"].default})
+        defaults = defaults.model_copy(update={"window": None})
     told = {name: getattr(defaults, name) if given[name] is None else given[name] for name in known}
+    told = {name: value for name, value in told.items() if value is not None}
     if method == "refined":
         return None, Refine(**told)
     if method == "zipar":
@@ -242,6 +246,8 @@ def with_settings(defaults: DefaultsConfig, settings: Mapping[str, Any]) -> Defa
         ValueError: an argument that is no default.
     """
     fields = defaults.model_dump()
+    if settings.get("method") == "zipar":
+        fields["window"] = None  # of drafts
     for name, value in settings.items():
         if name in PHASE_ARGUMENTS:
             for phase in ("ar", "masked"):

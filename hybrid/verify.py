@@ -195,10 +195,10 @@ def exact_generate(
         Cancelled: the callback returned False.
     """
     verify = verify or Verify()
-    window = verify.window
     if alignment is not None and alignment.kind != "identity":
         raise ValueError(f"exact verification needs one tokenizer for both models, not {alignment.kind!r} alignment")
     grid, batch, places = ar_condition.grid, len(ar_condition), ar_condition.grid.places
+    window = min(verify.window, places)
     pairs: list[tuple[str, object, object]] = [("generators", batch, len(generators))]
     if verify.draft == "jacobi":
         masked = masked_condition = masked_null = None
@@ -254,7 +254,10 @@ def exact_generate(
         q_bwk = torch.zeros((*places_bw.shape, ar.codebook_size), device=device)
         if width:
             with phase("draft"):
-                q_bwk[:, :-1] = drafter.propose(tokens_bn, places_bw[:, :-1])
+                # An image is asked for its own drafts alone: what is proposed may depend on how many places are.
+                last_b = (done_b + drafted_b - 1).clamp(max=places - 1)
+                last_b = torch.maximum(last_b, places_bw[:, 0])
+                q_bwk[:, :-1] = drafter.propose(tokens_bn, torch.minimum(places_bw[:, :-1], last_b[:, None]))
                 draft_bw[:, :-1] = pick(whole_weights(q_bwk[:, :-1]), noise_b3w[:, 0, :-1])
             draft_bw = torch.where(own_bw, draft_bw, MASK)
             passes["masked"] += drafter.passes

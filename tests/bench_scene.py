@@ -30,7 +30,7 @@ FIELDS: dict[str, Any] = {
         {"method": "hybrid", "ar_fraction": 0.5, "steps": 2, **SLOW},
         {"method": "masked", "steps": 4, **BAD},
     ],
-    "speed": {"batch_sizes": [1, 2], "repeats": 3},
+    "speed": {"batch_sizes": [1, 2], "repeats": 5},
     "shown": 2,
 }
 

@@ -15,7 +15,7 @@ from hybrid.benchmarks import cli
 from hybrid.benchmarks.differences import compare, difference
 from hybrid.benchmarks.plots import ROOM, _number, draw, front
 from hybrid.benchmarks.report import against_fastest, make_report
-from hybrid.benchmarks.times import limit_shares, speedup_of, times_of
+from hybrid.benchmarks.times import limit_shares, mean_of, median_of, speedup_of, times_of
 from hybrid.recommend import read_report, recommend
 
 HEADER = {"device": "cpu", "cores": 2, "threads": 1, "load": 0.1, "commit": "c", "versions": {}, "time": "now"}
@@ -79,7 +79,7 @@ def raw(points: dict[str, tuple[float, float, float]], spread: float = 0.01) -> 
         "flops_per_second": {"float32": 1000.0},
     }
     return {
-        "sweep": {**sweep, "baselines": ["AR"], "speed": {"repeats": 3}},
+        "sweep": {**sweep, "baselines": ["AR"], "speed": {"repeats": 5}},
         "scene": {**scene, "feature_network": "net", "reference_pictures": 100, "data": {}, "floors": {}},
         "machine": {"machine": HEADER, "limits": limits},
         "rows": rows,
@@ -344,7 +344,7 @@ def test_files_that_are_no_reports(content: str | None, message: str, tmp_path: 
 def test_paths_of_the_baseline_are_compared_with_the_fastest() -> None:
     def row(key: str, speedup: float) -> dict[str, Any]:
         times = {"speedup": speedup, "speedup_interval": [speedup / 2, speedup * 2]}
-        return {"key": key, "region": "all", "speed": [times], **times}
+        return {"key": key, "region": "all", "speed": [{"batch": 1, **times}], **times}
 
     rows = [row("plain", 1.02), row("compiled", 2.5), row("hybrid", 1.1)]
     assert against_fastest(rows, ["plain", "compiled"]) is rows[1]
@@ -352,3 +352,47 @@ def test_paths_of_the_baseline_are_compared_with_the_fastest() -> None:
     assert rows[0]["speed"][0]["speedup_interval"] == [pytest.approx(0.204), pytest.approx(0.816)]
     alone = [row("plain", 1.02), row("hybrid", 1.1)]
     assert against_fastest(alone, ["plain"]) is alone[0] and alone[0]["speedup"] == 1.02
+    halfway = [row("plain", 1.0), row("compiled", 2.5)]  # killed before the second path's turns of two pictures
+    halfway[0]["speed"].append({"batch": 2, "speedup": 1.0, "speedup_interval": [1.0, 1.0]})
+    assert against_fastest(halfway, ["plain", "compiled"]) is halfway[1]
+    assert [times["speedup"] for times in halfway[0]["speed"]] == [0.4, 1.0]
+
+
+def test_a_median_lies_between_order_statistics() -> None:
+    values = np.array([5.0, 1.0, 9.0, 3.0, 7.0, 2.0, 8.0, 4.0, 6.0])
+    assert median_of(values[:5]) == (5.0, (1.0, 9.0))  # too few for 95 %: the extremes
+    assert median_of(values[:7]) == (5.0, (1.0, 9.0))
+    assert median_of(values) == (5.0, (2.0, 8.0))  # 1 - 2 (1 + 9) / 2^9 = 96.1 %
+
+
+def test_pictures_of_one_name_are_resampled_together() -> None:
+    """Ten names of twenty equal pictures each say as little as ten pictures."""
+    means = np.arange(10.0)
+    groups = np.repeat(np.array([f"name {i}" for i in range(10)]), 20)
+    few, many, grouped = mean_of(means), mean_of(np.repeat(means, 20)), mean_of(np.repeat(means, 20), groups)
+    assert few.value == many.value == grouped.value == 4.5
+    assert grouped.interval == few.interval
+    assert many.interval[1] - many.interval[0] < (few.interval[1] - few.interval[0]) / 3
+    uneven = mean_of([0.0, 1.0, 1.0, 1.0], np.array([0, 1, 1, 1]))
+    assert uneven.value == 0.75 and uneven.interval == (0.0, 1.0)
+
+
+def test_names_of_the_scene_widen_a_reports_intervals() -> None:
+    rows = raw(POINTS)
+    plain = make_report(rows)["rows"][2]
+    rows["scene"]["groups"] = [f"name {place // 20}" for place in range(100)]
+    for row in rows["rows"].values():
+        for name in ("log_likelihood", "ar_log_likelihood"):
+            row["fidelity"]["regions"]["all"][name] *= 50
+    named = make_report(rows)["rows"][2]
+    assert named["accuracy"] == plain["accuracy"]
+    for name in ("accuracy_interval", "log_likelihood_over_ar_interval"):
+        one, other = (row[name][1] - row[name][0] for row in (plain, named))
+        assert other > 1.5 * one or name != "accuracy_interval"
+
+
+def test_what_is_no_whole_report_is_refused(report: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("rows", "header"):
+        (tmp_path / "report.json").write_text(json.dumps({key: report[key] for key in report if key != name}))
+        with pytest.raises(ValueError, match="not a report of hybrid-bench run"):
+            read_report(tmp_path)

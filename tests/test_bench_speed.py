@@ -36,12 +36,12 @@ class Diary:
 def test_turns_alternate_after_warm_up_and_memory() -> None:
     notes: list[tuple[str, int]] = []
     pipe = Diary(notes)
-    config = SpeedConfig(repeats=3, warmup=2)
+    config = SpeedConfig(repeats=5, warmup=2)
     found = measure((pipe, AR), (pipe, OWN), [7, 8], 3, config, clock=lambda: pipe.seconds)
     warm = [("ar", 3)] * 3 + [("masked", 3)] * 3  # two to warm up and one for the memory
-    assert notes == [*warm, *[("ar", 3), ("masked", 3)] * 3]
-    assert [turn["seconds"] for turn in found["ar"]] == [7, 9, 11]
-    assert [turn["seconds"] for turn in found["own"]] == [8, 10, 12]
+    assert notes == [*warm, *[("ar", 3), ("masked", 3)] * 5]
+    assert [turn["seconds"] for turn in found["ar"]] == [7, 9, 11, 13, 15]
+    assert [turn["seconds"] for turn in found["own"]] == [8, 10, 12, 14, 16]
     assert found["own"][0]["phases"] == {"fill": 1.0} and found["passes"] == {"fill": 2}
     assert found["batch"] == 3 and found["against"] == AR.key and found["peak_memory_bytes"] > 0
     assert found["threads"] == torch.get_num_threads() and len(found["load"]) == 2

@@ -158,14 +158,14 @@ def test_speed_anew_keeps_fidelity(
     out = tmp_path / "out"
     shutil.copytree(swept[0], out)
     before = {path.name: path.read_bytes() for path in (out / "raw").glob("fidelity-*")}
-    again = tiny_sweep(scene[0], tmp_path / "nowhere", speed={"batch_sizes": [4], "repeats": 5})
+    again = tiny_sweep(scene[0], tmp_path / "nowhere", speed={"batch_sizes": [4], "repeats": 6})
     jobs = list(runner(again, out).jobs(["speed"], again=True))
     assert [what.split(":")[0] for what, _, _ in jobs] == ["speed"] * 4 + ["done"]
     assert before == {path.name: path.read_bytes() for path in (out / "raw").glob("fidelity-*")}
     row = whole(publish(out), SLOW_LABEL)
-    assert row["batch"] == 4 and row["speed"][0]["turns"] == 5 and row["frechet"] is not None
+    assert row["batch"] == 4 and row["speed"][0]["turns"] == 6 and row["frechet"] is not None
     assert list(runner(again, out).jobs(["speed"])) == [("done", 8, 8)]
-    more = tiny_sweep(scene[0], tmp_path / "nowhere", speed={"batch_sizes": [4, 1], "repeats": 3})
+    more = tiny_sweep(scene[0], tmp_path / "nowhere", speed={"batch_sizes": [4, 1], "repeats": 5})
     assert len(list(runner(more, out).jobs(["speed"]))) == 4 + 1
 
 
@@ -266,7 +266,7 @@ def test_without_inception_weights_one_line(
 def test_a_compiled_point(scene: tuple[Path, Path], tmp_path: Path) -> None:
     """It is drawn by a compiled pipeline, and said to be compiled."""
     points = [{"method": "masked", "steps": 2, "compile": True}]
-    speed = {"batch_sizes": [1], "repeats": 3}
+    speed = {"batch_sizes": [1], "repeats": 5}
     chosen = tiny_sweep(*scene, data_set=None, prompts=[0], points=points, speed=speed)
     run = runner(chosen, tmp_path / "out")
     list(run.jobs())

@@ -84,7 +84,7 @@ def test_the_command_writes_report_and_figure(
     monkeypatch.setattr(machine, "MEMORY_BYTES", 2**20)
     monkeypatch.setattr(machine, "MATRIX", {"cpu": 64})
     points = [{"method": "hybrid", "ar_fraction": 0.5, "steps": 2}, {"method": "masked", "steps": 4}]
-    sweep = tiny_sweep(*write_scene(tmp_path), points=points, speed={"batch_sizes": [1], "repeats": 3})
+    sweep = tiny_sweep(*write_scene(tmp_path), points=points, speed={"batch_sizes": [1], "repeats": 5})
     list(runner(sweep, tmp_path / "run").jobs())
     out = tmp_path / "out"
     assert main([str(tmp_path / "run"), "--out", str(out)]) == 0

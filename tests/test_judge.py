@@ -170,7 +170,7 @@ def test_the_comparison_runs_on_a_tiny_pair(tmp_path: Path, monkeypatch: pytest.
     ways.append({"method": "scattered", "seeds": 2, "seed_temperature": 0.5, "steps": 2})
     monkeypatch.setattr(judge, "WAYS", tuple(ways))
     pair, data = write_scene(tmp_path)
-    sweep = judge_sweep(str(pair), "fashion", 80, 3)
+    sweep = judge_sweep(str(pair), "fashion", 80, 5)
     list(Runner(sweep, tmp_path / "run", data=data, opened=open_tried, network=Coarse()).jobs())
     raw = read_raw(tmp_path / "run")
     found = verdicts(make_report(raw), raw)

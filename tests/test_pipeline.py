@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from PIL import Image
 from hybrid import HybridPipeline
 from hybrid.config import DefaultsConfig, PhaseConfig
 from hybrid.pairing import find_pair
-from hybrid.phases import Cancelled, Step
+from hybrid.phases import Cancelled, Fill, Sampling, Step, pass_scale
 from hybrid.request import as_defaults, find_choice, find_device, find_dtype, find_label
+from hybrid.sampling import Guidance
 from hybrid.types import FROM_AR, FROM_INPUT, Generation, Grid
 
 
@@ -38,6 +40,7 @@ from hybrid.types import FROM_AR, FROM_INPUT, Generation, Grid
         ({"method": "ar", "ar_fraction": 0.5}, "method ar fixes the AR fraction at 1; drop one of the two"),
         ({"method": "masked", "ar_tokens": 3}, "method masked fixes the AR fraction at 0; drop one of the two"),
         ({"steps": 0}, "0 steps: use at least 1 step"),
+        ({"noise": float("inf")}, "noise inf: must be 0 (none) or above"),
         ({"steps": 17, "method": "masked"}, "17 steps for 16 places"),
         ({"steps": 13}, "13 steps for 12 places"),
         ({"schedule": "cosin"}, "schedule 'cosin': unknown; did you mean"),
@@ -208,6 +211,17 @@ def test_with_one_model_a_plain_request_uses_it_and_hybrid_is_refused() -> None:
     assert masked("bag", seed=0).phases.passes["fill"] == 4
     assert refused(lambda: ar("bag", method="hybrid")) == "method hybrid: there is no masked model; use method ar"
     assert refused(lambda: masked("bag", method="hybrid")) == "method hybrid: there is no AR model; use method masked"
+    assert refused(lambda: masked("bag", method="relaxed", draft="jacobi")).startswith("method relaxed: there is no AR")
+    for method in ("jacobi", "zipar", "relaxed"):  # need no masked model, as defaults either
+        alone = class_pair(parts="ar")
+        alone.defaults = DefaultsConfig(method=method, draft="jacobi")
+        options = {"draft": "jacobi"} if method == "relaxed" else {}
+        drawn, named = (
+            alone("bag", seed=0, output_type="tokens"),
+            ar("bag", seed=0, method=method, output_type="tokens", **options),
+        )
+        assert drawn.phases.passes == named.phases.passes and drawn.phases.passes["prefix"] < 16
+        assert torch.equal(drawn.tokens, named.tokens)
     assert "there is no masked model" in refused(lambda: ar("bag", ar_fraction=0.5))
     picture, mask = torch.zeros(3, 8, 8), torch.ones(8, 8)
     assert "there is no masked model" in refused(lambda: ar("bag", image=picture, mask=mask))
@@ -335,3 +349,44 @@ def test_compiled_draws_the_same_tokens(pipe: HybridPipeline, pair_folder: Path)
     compiled = HybridPipeline.from_pretrained(pair_folder, compile=True)
     assert tokens(compiled, "bag", 0) == tokens(pipe, "bag", 0)
     assert PhaseConfig() == compiled.defaults.ar
+
+
+def test_an_interval_of_guidance_holds_in_a_single_pass(pipe: HybridPipeline) -> None:
+    fill = Fill(steps=1, sampling=Sampling(Guidance(3.0, "interval", end=0.4)))
+    assert pass_scale(fill, 0) == 3.0
+    assert pass_scale(replace(fill, steps=2), 1) == 1.0
+    assert pass_scale(Fill(steps=1, sampling=Sampling(Guidance(3.0, "linear"))), 0) == 3.0
+
+
+def test_copies_in_other_types_follow_the_pairing() -> None:
+    pipe = class_pair()
+    assert pipe("bag", seed=0, method="masked", dtype="bf16").phases.passes["fill"] == 4
+    pipe.defaults = pipe.defaults.model_copy(update={"steps": 3})
+    assert pipe("bag", seed=0, method="masked", dtype="bf16").phases.passes["fill"] == 3
+
+
+def test_compiling_reaches_copies_and_leaves_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, compiled = class_pair(), []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(module))
+    pipe.in_dtype("bf16")
+    pipe.compile()
+    assert pipe.in_dtype("bf16").compiled
+    compiled.clear()
+    mixed = pipe.in_dtype("masked=bf16,decode=fp32")
+    assert mixed.compiled and mixed.ar is pipe.ar and not compiled  # all parts were compiled in one type or the other
+
+
+def test_tensors_and_arrays_of_other_shapes_are_refused(pipe: HybridPipeline) -> None:
+    picture, mask = torch.zeros(3, 8, 8), torch.zeros(8, 8)
+    assert (
+        refused(lambda: pipe("bag", image=torch.zeros(8, 8), mask=mask))
+        == "image: a tensor must be (3, h, w), got (8, 8)"
+    )
+    assert refused(lambda: pipe("bag", image=torch.zeros(2, 3, 8, 8), mask=mask)).endswith("got (2, 3, 8, 8)")
+    assert refused(lambda: pipe("bag", image=picture, mask=picture)) == "mask: a tensor must be (h, w), got (3, 8, 8)"
+    assert refused(lambda: pipe("bag", image=np.zeros((8, 8, 3)), mask=mask)).startswith("a picture must be a PIL")
+    mask[:4] = 0.9
+    mask[4:] = 0.1  # darker than half
+    for given in (mask, mask[None], mask[None, None], mask > 0.5):
+        drawn = pipe("bag", image=picture[None], mask=given, seed=0)
+        assert (drawn.origin[0, 8:] == FROM_INPUT).all() and (drawn.origin[0, :8] > 0).all()

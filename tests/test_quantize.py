@@ -17,7 +17,7 @@ from hybrid import HybridPipeline
 from hybrid.cli import main
 from hybrid.few_rows import Int8Linear
 from hybrid.picture_files import read_settings
-from hybrid.quantize import TOLERANCES, Agreement, check, compare, quantize_blocks, replace_weights
+from hybrid.quantize import TOLERANCES, Agreement, check, compare, probe, quantize_blocks, replace_weights
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 LAYERS = 10  # two models of one block, which has five linear layers
@@ -145,3 +145,15 @@ def test_torchao_is_given_the_blocks_elsewhere(monkeypatch: pytest.MonkeyPatch) 
     model = class_pair().ar.to("meta")
     replace_weights(model, "int8")
     assert given == [(model.layers, "int8")]
+
+
+def test_a_kernel_of_single_steps_and_a_second_head_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both may be broken where passes over many places are right."""
+    pair = class_pair()
+    assert [len(logits) for logits in probe(pair, pair.ar)] == [2 * 16, 2 * 16]
+    assert [len(logits) for logits in probe(pair, pair.masked)] == [2 * 8]
+    whole = Int8Linear.forward
+    few = lambda layer, x: whole(layer, x) * (x.shape[:-1].numel() > 2)  # noqa: E731
+    monkeypatch.setattr(Int8Linear, "forward", few)
+    with pytest.raises(ValueError, match="the ar model's outputs differ too much"):
+        quantize_blocks(class_pair(), "int8")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hybrid.align import align
 from hybrid.phases import Fill
+from hybrid.pipeline import HybridPipeline
 from hybrid.sampler import HybridSampler
 from hybrid.transcode import carry_over, same_picture, whole_rows
 from hybrid.types import FROM_AR, MASK, Grid
@@ -144,3 +145,14 @@ def test_contradictions_are_named() -> None:
         align(FakeTokenizer(), Painter(), lossy="pixels")
     with pytest.raises(ValueError, match=r"or transcode whole rows through pixels \(lossy: pixels\)"):
         align(Painter(16), Painter(16, paint=0.5), lossy=True)
+
+
+@pytest.mark.parametrize("asked", [{"ar_fraction": 0.5}, {"ar_tokens": 32}, {"ar_fraction": 0.7}])
+def test_the_default_passes_are_at_most_the_places_that_the_carried_rows_leave(asked: dict[str, Any]) -> None:
+    sampler = line(always_ar(15, grid=Grid(8, 8)), Coarse(8))
+    pipe = HybridPipeline(
+        sampler.tokenizer, ar=sampler.ar, masked=sampler.masked, ar_tokenizer=Painter(16), lossy="pixels"
+    )
+    made = pipe([0], seed=0, output_type="tokens", **asked)
+    left = 4 if asked.get("ar_fraction") == 0.7 else 8  # of 16 places
+    assert made.phases.passes["fill"] == min(pipe.defaults.steps, left) > 1

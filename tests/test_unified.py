@@ -39,13 +39,13 @@ def made(kind: dict[str, Any]) -> Unified:
     return model.eval()
 
 
-def asked(model: Unified) -> Any:
-    """A condition of three images; of captions the second has two padded tokens."""
+def asked(model: Unified, images: slice = slice(3)) -> Any:
+    """A condition of three images, or of some of them; of captions the second has two padded tokens."""
     if model.classes is not None:
-        return model.condition([0, 1, 2])
+        return model.condition([0, 1, 2][images])
     mask = torch.ones(3, 4)
     mask[1, :2] = 0
-    return model.condition((torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(1)), mask))
+    return model.condition((torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(1))[images], mask[images]))
 
 
 @pytest.fixture(scope="module", params=[LABELS, CAPTIONS], ids=["labels", "captions"])
@@ -333,3 +333,21 @@ def test_exact_verification_with_drafts_from_the_cache_is_greedy_ar_where_nothin
         )  # fmt: skip
         assert torch.equal(found.tokens_bn, expected)
         assert found.passes["masked"] > 0 and found.passes["ar"] <= PLACES
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(2.0)])
+def test_drafts_from_the_cache_do_not_depend_on_neighbours(model: Unified, guidance: Guidance) -> None:
+    how = Sampling(guidance)
+
+    def drawn(images: slice) -> Tensor:
+        own = asked(model, images)
+        return exact_generate(
+            model, model, own, own.null(), own, own.null(),
+            generators=[torch.Generator().manual_seed(seed) for seed in range(3)[images]],
+            prefix=how, draft=how, verify=Verify(window=8),
+        ).tokens_bn  # fmt: skip
+
+    together = drawn(slice(3))
+    for place in range(3):
+        assert torch.equal(drawn(slice(place, place + 1))[0], together[place])

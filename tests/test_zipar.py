@@ -15,6 +15,7 @@ from torch import Tensor
 from hybrid.phases import Cancelled, Sampling, Step, ar_prefix
 from hybrid.sampling import Guidance
 from hybrid.types import MASK, Grid
+from hybrid.verify import Verify
 from hybrid.zipar import ZipAR, wavefront, zipar_prefix
 
 WIDE = Grid(3, 5)
@@ -180,12 +181,16 @@ def test_a_pipeline_repeats_it_and_says_that_it_is_not_exact() -> None:
     assert made.phases.passes["prefix"] == 7 and made.settings["zipar"] == {"window": 1}
     assert made.lossy == "the AR model's rows are written side by side, each 1 of 4 columns ahead of the next"
 
-    from hybrid.request import as_defaults
+    from hybrid.config import DefaultsConfig
+    from hybrid.request import as_defaults, with_settings
 
     again = class_pair()
     again.defaults = as_defaults(full.settings, pipe.defaults)
     assert (again.defaults.method, again.defaults.window) == ("zipar", 4)
     assert torch.equal(again("bag", seed=0, output_type="tokens").tokens, full.tokens)
+    for settings in (DefaultsConfig(method="zipar"), with_settings(pipe.defaults, {"method": "zipar"})):
+        again.defaults = settings  # without a window: its own
+        assert again("bag", seed=0, output_type="tokens").phases.passes["prefix"] == 7
 
 
 def test_its_window_of_columns_is_no_other_methods() -> None:
@@ -195,7 +200,7 @@ def test_its_window_of_columns_is_no_other_methods() -> None:
 
     nothing = dict.fromkeys(("rounds", "redraw", "window", "relax", "draft"))
     for defaults, expected in (
-        (DefaultsConfig(method="zipar", window=4), DefaultsConfig().window),
+        (DefaultsConfig(method="zipar", window=4), Verify().window),
         (DefaultsConfig(method="exact", window=4), 4),
     ):
         verify, _ = find_judge("exact", nothing, defaults)
