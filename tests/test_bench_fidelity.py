@@ -63,3 +63,12 @@ def test_log_likelihood_takes_each_token_after_those_before(tmp_path: Path) -> N
             steps.append(pipe.ar.decode(tokens[:, place : place + 1], torch.tensor([place]), state)[:, -1])
     log_p = torch.stack(steps, 1).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
     assert found == pytest.approx(log_p.double().numpy(), abs=1e-5)
+
+
+def test_reconstructions_of_one_type_are_not_taken_for_anothers(tmp_path: Path) -> None:
+    pipe = class_pair()
+    images = torch.randint(256, (40, 8, 8, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
+    kept = [Artist(one, {}, Coarse(), tmp_path / "kept").reconstruct(images) for one in (pipe, pipe.in_dtype("bf16"))]
+    fresh = Artist(pipe.in_dtype("bf16"), {}, Coarse(), tmp_path / "fresh").reconstruct(images)
+    assert (kept[1].features_nd == fresh.features_nd).all()
+    assert (kept[0].features_nd != kept[1].features_nd).any()

@@ -330,5 +330,15 @@ def test_a_report_made_anew_throws_nothing_away(tmp_path: Path, capsys: pytest.C
 def test_another_sweep_in_the_same_folder_is_refused(
     swept: tuple[Path, dict[str, Any]], scene: tuple[Path, Path]
 ) -> None:
+    index = scene[0] / "model_index.json"
+    before = index.read_text()
+    changed = json.loads(before)
+    changed["defaults"]["noise"] = 1.5  # of every point that does not say it
+    index.write_text(json.dumps(changed))
+    try:
+        with pytest.raises(ValueError, match="holds a sweep with another pair_defaults; use another --out"):
+            runner(tiny_sweep(*scene), swept[0])
+    finally:
+        index.write_text(before)
     with pytest.raises(ValueError, match="holds a sweep with another seeds; use another --out"):
         runner(tiny_sweep(*scene, seeds=[1]), swept[0])
