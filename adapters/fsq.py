@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,11 +28,11 @@ class FSQConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    factor: int = 4
-    width: int = 144
-    blocks: int = 4
-    levels: tuple[Annotated[int, Field(ge=2)], ...] = (8, 5, 5, 5)
-    channels: int = 3
+    factor: int = Field(default=4, ge=1)
+    width: int = Field(default=144, ge=1)
+    blocks: int = Field(default=4, ge=0)
+    levels: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(8, 5, 5, 5), min_length=1)
+    channels: Literal[1, 3] = 3
 
 
 class Residual(nn.Module):

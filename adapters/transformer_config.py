@@ -35,11 +35,11 @@ class TransformerConfig(BaseModel):
     ffn_hidden: int | None = Field(default=None, gt=0)
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
-    vocab_size: int = 16384
-    block_size: int = 256
-    num_classes: int = 1000
-    cls_token_num: int = 1
-    caption_dim: int = 2048
+    vocab_size: int = Field(default=16384, gt=0)
+    block_size: int = Field(default=256, gt=0)
+    num_classes: int = Field(default=1000, gt=0)
+    cls_token_num: int = Field(default=1, gt=0)
+    caption_dim: int = Field(default=2048, gt=0)
     qk_norm: bool = False
     post_norm: bool = False
     condition_rope: Literal["zero", "keep"] = "zero"

@@ -121,7 +121,18 @@ def create_llamagen_vq(config: str | Mapping[str, Any]) -> tuple[VQTokenizer, di
     return model, known
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
 def _llamagen(fields: Mapping[str, Any]) -> VQTokenizer:
+    for name in ("ch", "num_res_blocks", "z_channels", "codebook_size", "codebook_embed_dim"):
+        if not _is_count(fields[name]):
+            raise ValueError(f"llamagen-vq config: {name}: must be a whole number above 0, got {fields[name]!r}")
+    for name in ("encoder_ch_mult", "decoder_ch_mult"):
+        value = fields[name]
+        if not (isinstance(value, (list, tuple)) and value and all(map(_is_count, value))):
+            raise ValueError(f"llamagen-vq config: {name}: must be a list of whole numbers above 0, got {value!r}")
     return VQTokenizer(
         width=fields["ch"],
         encoder_multiples=fields["encoder_ch_mult"],

@@ -217,13 +217,15 @@ def save_weights(
         state: the tensors. Those that share memory are written out each.
         metadata: values are stored as JSON (strings too) and come back parsed from ``read_weights``.
         shard_bytes: largest size of a shard's tensors, its header not counted; a bigger tensor gets its own.
+
+    Raises:
+        OSError: one line with the file where it cannot be written.
     """
     path = Path(path)
     header = {"format": "pt"} | {key: json.dumps(value) for key, value in (metadata or {}).items()}
     if shard_bytes is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            save_file(_separate(state), part, header)
+        _save(path, state, header)
         return
     path.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
@@ -236,8 +238,7 @@ def save_weights(
         room -= tensor.nbytes
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for shard_name, shard in zip(names, shards, strict=True):
-        with replacing(path / shard_name) as part:
-            save_file(_separate(shard), part, header)
+        _save(path / shard_name, shard, header)
     index = {
         "metadata": {"total_size": sum(tensor.nbytes for tensor in state.values())},
         "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
@@ -247,6 +248,14 @@ def save_weights(
     for file in path.glob("model-*.safetensors"):
         if SHARD.fullmatch(file.name) and file.name not in names:
             file.unlink()
+
+
+def _save(path: Path, state: Mapping[str, Tensor], header: dict[str, str]) -> None:
+    try:
+        with replacing(path) as part:
+            save_file(_separate(state), part, header)
+    except SafetensorError as error:  # of a full disk, and no OSError
+        raise OSError(f"{path}: cannot be written ({error})") from None
 
 
 def sha256(path: str | Path) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hybrid.checkpoint import read_weights, save_weights, source_name
-from hybrid.run_folder import STEP, latest_checkpoint
+from hybrid.run_folder import STEP, ended, latest_checkpoint
 
 FOLDER = "export"
 MEGABYTE = 10**6
@@ -41,8 +41,7 @@ def run_weights(run: Path) -> Path:
     elif newest is None:
         candidates = [final, run / "best.safetensors"]
     else:
-        ended = final.is_file() and final.stat().st_mtime >= newest[1].stat().st_mtime
-        candidates = [final] if ended else [run / "best.safetensors", *(newest[1] / name for name in averaged)]
+        candidates = [final] if ended(run) else [run / "best.safetensors", *(newest[1] / name for name in averaged)]
     for place in candidates:
         if place.is_file():
             return place

@@ -71,6 +71,9 @@ def run(network: str, old: str, new: str, data: Path, pictures: int, out: Path) 
     model, _ = load_named(network, "network", "cpu")
     first, _ = load_named(old, "--from", "cpu")
     second, _ = load_named(new, "--to", "cpu")
+    for option, text, tokenizer in (("--from", old, first), ("--to", new, second)):
+        if not hasattr(tokenizer, "codebook_kd"):
+            raise DataError(f"{option} {text}: is no tokenizer of pictures")
     known, wanted = len(first.codebook_kd), len(second.codebook_kd)
     if model.codebook_size != known:
         raise ValueError(f"{network}: knows {model.codebook_size} codes, but --from {old} has {known}")

@@ -28,7 +28,7 @@ from hybrid.whole_files import replacing
 
 STEP = re.compile(r"step-(\d+)")
 PARTIAL = "partial"
-BEST = "best.safetensors"
+FINAL, BEST = "model.safetensors", "best.safetensors"
 AUXILIARY = "auxiliary.safetensors"
 SCALER = "scaler.pt"
 
@@ -46,8 +46,10 @@ def claim(folder: Path) -> TextIO:
         return held
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         raise ValueError(f"{folder}: another run is writing here; wait for it or give another --out") from None
+    except OSError:  # a file system without locks
+        pass
     return held
 
 
@@ -65,10 +67,24 @@ def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
 
 def finished(folder: Path, steps: int) -> int | None:
     """The step that a run ended at, if it reached ``steps`` and wrote its final weights; else None."""
-    found, final = latest_checkpoint(folder), folder / "model.safetensors"
-    if found is None or found[0] < steps or not final.exists():
-        return None
-    return found[0] if final.stat().st_mtime >= found[1].stat().st_mtime else None
+    found = latest_checkpoint(folder)
+    return found[0] if found is not None and found[0] >= steps and ended(folder) else None
+
+
+def ended(folder: Path) -> bool:
+    """Whether ``model.safetensors`` is of the newest checkpoint's step, rather than of an end that the run went beyond.
+
+    Files of before this was noted are told by their times, which copies need not keep.
+    """
+    found, final = latest_checkpoint(folder), folder / FINAL
+    if found is None or not final.is_file():
+        return False
+    try:
+        with safe_open(final, framework="pt") as file:
+            step = (file.metadata() or {}).get("step")
+    except SafetensorError as error:
+        raise ValueError(f"{final}: not the weights of a run ({_reason(error)}); move it away") from None
+    return final.stat().st_mtime >= found[1].stat().st_mtime if step is None else int(step) >= found[0]
 
 
 def save_checkpoint(
@@ -119,14 +135,14 @@ def save_checkpoint(
     return final
 
 
-def save_final(folder: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write ``folder/model.safetensors``, what a run is for.
+def save_final(folder: Path, step: int, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write ``folder/model.safetensors``, what a run is for, with the step that it ended at.
 
     Raises:
         OSError: one line when it cannot be written.
     """
-    with _writing(folder / "model.safetensors"):
-        save_weights(folder / "model.safetensors", state, metadata=metadata)
+    with _writing(folder / FINAL):
+        save_weights(folder / FINAL, state, metadata={**metadata, "step": step})
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -109,6 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
         config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(init)})})
     console = Console(quiet=os.environ.get("RANK", "0") != "0", highlight=False, soft_wrap=True)
 
+    if arguments.shard_mb is not None and not 0 < arguments.shard_mb < math.inf:
+        raise ValueError(f"--shard-mb {arguments.shard_mb:g}: must be a number of megabytes above 0")
     use_threads(arguments.threads)
     if arguments.plan or arguments.measure is not None:
         from hybrid.plan_cli import show_plan
@@ -148,6 +151,11 @@ def run(arguments: argparse.Namespace) -> int:
             f"{path}: the device's memory is too small; divide loop.batch_size ({loop.batch_size}) and multiply "
             f"loop.accumulate ({loop.accumulate}) by the same number"
         ) from None
+    except RuntimeError as error:
+        if not (loop.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
+            raise
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{path}: torch.compile failed ({said}); set loop.compile: false, or mend it") from None
     if stop() and 0 < last < loop.steps:
         console.print(f"stopped at step {last}, which is saved in {out}; the same command goes on")
         return 128 + stop.number

@@ -279,7 +279,8 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
         window_start, window_samples = time.monotonic(), 0
     save(max(start, config.steps))
     if main:
-        save_final(out, {**model.state_dict(), **(average.parameters if average is not None else {})}, task.export())
+        state = {**model.state_dict(), **(average.parameters if average is not None else {})}
+        save_final(out, config.steps, state, task.export())
 
 
 def _halting(accelerator: Accelerator, stop: Callable[[], bool], done: int) -> bool:

@@ -93,6 +93,8 @@ def test_contradictions_are_named() -> None:
         bucket_grids(16, step=3)
     with pytest.raises(ValueError, match=r"ratio 0\.5: must be at least 1"):
         bucket_grids(16, ratio=0.5)
+    with pytest.raises(ValueError, match=r"ratio inf: must be at least 1"):
+        bucket_grids(16, ratio=float("inf"))
     with pytest.raises(ValueError, match="ten crops are mirrored already"):
         Views(flip=True, ten_crop=(1.1,))
     with pytest.raises(ValueError, match=r"ten-crop scale 0\.9: must be in 1\.\.2"):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -277,6 +278,17 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: py
         save_weights(path, {"other": torch.zeros(1)})
     assert [entry.name for entry in tmp_path.iterdir()] == ["weights.safetensors"]
     assert same(load_file(path), weights())
+
+
+def test_a_full_disk_is_an_oserror_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(state: dict[str, Tensor], part: Path, header: dict[str, str]) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    for options in ({}, {"shard_bytes": 64}):
+        with pytest.raises(OSError, match=r"safetensors: cannot be written \([^\n]*No space left on device"):
+            save_weights(tmp_path / "w.safetensors", {"w": torch.zeros(1)}, **options)  # type: ignore[arg-type]
+    assert not list(tmp_path.rglob("*.safetensors*/*")) and not (tmp_path / "w.safetensors").is_file()
 
 
 def test_shards_with_and_without_their_index(tmp_path: Path) -> None:

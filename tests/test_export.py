@@ -15,6 +15,7 @@ import yaml
 from hybrid.adapters import load
 from hybrid.checkpoint import read_weights, save_weights
 from hybrid.export import export_weights, run_weights
+from hybrid.run_folder import finished
 from hybrid.tasks_build import build_model
 from hybrid.train_cli import main
 
@@ -67,10 +68,9 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
 
 
 def test_a_runs_weights(tmp_path: Path) -> None:
-    def touch(name: str, time: int) -> Path:
+    def touch(name: str, time: int, step: int | None = None) -> Path:
         path = tmp_path / "run" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        save_weights(path, {"w": torch.ones(1)}, metadata={} if step is None else {"step": step})
         os.utime(path, (time, time))
         os.utime(path.parent, (time, time))
         return path
@@ -84,10 +84,16 @@ def test_a_runs_weights(tmp_path: Path) -> None:
     best = touch("best.safetensors", 5)
     assert run_weights(tmp_path / "run") == best
     final = touch("model.safetensors", 20)
-    assert run_weights(tmp_path / "run") == final
-    touch("step-0000009/ema.safetensors", 30)
+    assert run_weights(tmp_path / "run") == final, "written before the step was noted: told by the time"
+    touch("model.safetensors", 5, step=2)
+    assert run_weights(tmp_path / "run") == final, "a copy that kept no times"
+    assert finished(tmp_path / "run", 2) == 2
+    touch("step-0000009/ema.safetensors", 1)
     assert run_weights(tmp_path / "run") == best, "the run went on after its end"
     assert run_weights(average) == average
+    final.write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"model\.safetensors: not the weights of a run"):
+        run_weights(tmp_path / "run")
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import resource
+import struct
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -163,6 +165,40 @@ def test_what_precedes_a_tars_damage_is_kept(tokenizer: Any, tmp_path: Path) -> 
     assert skipped[0] == "a.tar/1: a.tar is truncated" and skipped[1].startswith("a.tar: is no readable .tar file")
 
 
+def damaged(whole: bytes, how: str) -> bytes:
+    headers = [place for place in range(0, len(whole), 512) if whole[place + 257 : place + 262] == b"ustar"]
+    third = headers[2]
+    return {
+        "bit": whole[: third + 100] + bytes([whole[third + 100] ^ 64]) + whole[third + 101 :],
+        "header": whole[: third + 200],
+        "member": whole[:third],
+        "two": whole + whole,
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["bit", "header", "member", "two"])
+def test_a_tar_that_ends_too_soon_is_told(how: str, tokenizer: Any, tmp_path: Path) -> None:
+    """Python's tarfile stops at these without a word."""
+    members = {f"{n}.{kind}": data for n in range(3) for kind, data in (("cls", b"1"), ("png", png(picture(n))))}
+    file = tar(tmp_path / "a.tar", members)
+    assert len(open_source([str(file)])[0]) == 3
+    file.write_bytes(damaged(file.read_bytes(), how))
+    samples = open_source([str(file)])[0]
+    assert len(samples) == (4 if how == "two" else 2)
+    with pytest.raises(
+        BadSample, match=r"is no readable \.tar file from here on: damaged, truncated, or several in one"
+    ):
+        samples[-1].read()
+
+
+def test_the_plainest_name_of_a_sample_is_its_picture(tmp_path: Path) -> None:
+    members = {"0.mask.png": png(picture(1)), "0.png": png(picture(0)), "0.a.txt": b"no", "0.txt": b"yes"}
+    content = open_source([str(tar(tmp_path / "a.tar", members))])[0][0].read()
+    assert content.picture == png(picture(0)) and content.captions == ("yes",)
+    only = open_source([str(tar(tmp_path / "b.tar", {"0.front.png": png(picture(2)), "0.cls": b"1"}))])[0][0].read()
+    assert only.picture == png(picture(2))
+
+
 def fake_datasets(rows: list[dict[str, Any]], features: dict[str, Any]) -> ModuleType:
     """The few names of the package ``datasets`` that are used."""
 
@@ -174,6 +210,11 @@ def fake_datasets(rows: list[dict[str, Any]], features: dict[str, Any]) -> Modul
         def __init__(self, values: list[dict[str, Any]], kinds: dict[str, Any]) -> None:
             super().__init__(values)
             self.features = {key: Image() if kind == "image" else kind for key, kind in kinds.items()}
+
+        def select_columns(self, names: list[str]) -> Rows:
+            found = Rows([{key: row[key] for key in names} for row in self], {})
+            found.features = {key: self.features[key] for key in names}
+            return found
 
         def cast_column(self, name: str, kind: Image) -> Rows:
             assert name == "img" and not kind.decode
@@ -194,13 +235,14 @@ def test_hugging_face_datasets(tokenizer: Any, tmp_path: Path, monkeypatch: pyte
     file = tmp_path / "1.png"
     file.write_bytes(png(picture(1)))
     images = [{"bytes": png(picture(0)), "path": None}, {"bytes": None, "path": str(file)}, None]
-    values = [{"img": image, "label": number % 2} for number, image in enumerate(images)]
-    features = {"label": Classes(), "img": "image"}
+    values = [{"img": image, "label": number % 2, "mask": None} for number, image in enumerate(images)]
+    features = {"label": Classes(), "img": "image", "mask": "image"}
     monkeypatch.setitem(sys.modules, "datasets", fake_datasets(values, features))
     with pytest.raises(DataError, match=r"hf://x/y: several splits; choose with --split one of train, test"):
         open_source(["hf://x/y"])
     source = open_source(["hf://x/y"], split="train", shard_size=2)
     assert len(source) == 2 and source.classes == ("cat", "dog") and asked_by(source) == "label"
+    assert set(source.rows[0]) == {"img", "label"}, "a second column of pictures would be decoded with each row"
     contents_read = [sample.read() for sample in source[0]]
     assert [content.picture for content in contents_read] == [png(picture(0)), png(picture(1))]
     assert [content.label for content in contents_read] == [0, 1]
@@ -224,6 +266,28 @@ def test_a_real_dataset_saved_to_disk(tokenizer: Any, tmp_path: Path) -> None:
     for number in range(5):
         grid, codes, _ = found[f"row {number}"]
         assert np.array_equal(codes[0], direct(tokenizer, picture(number), grid))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"label": 2**31}, "its label is no class number"),
+        ({"text": "smile \ud83d"}, "its caption is not valid Unicode"),
+    ],
+)
+def test_a_record_that_no_shard_can_hold_is_a_bad_sample(record: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadSample, match=message):
+        Keys().content(b"", record)
+    assert Keys().content(b"", {"label": 2**31 - 1, "text": "smile \U0001f600"}).label == 2**31 - 1
+
+
+def test_odd_exif_beside_a_good_orientation() -> None:
+    tags = struct.pack("<HHII", 0x0112, 3, 1, 6)  # turned
+    tags += struct.pack("<HHI4s", 0x011A, 2, 4, b"odd")  # an X resolution that is a text
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + tags + bytes(4)
+    file = io.BytesIO()
+    Image.new("RGB", (4, 2), "red").save(file, "JPEG", exif=exif)
+    assert decode(file.getvalue()).size == (2, 4)
 
 
 def test_pictures_are_turned_and_put_on_white() -> None:
@@ -291,7 +355,9 @@ def test_parts_make_the_whole(tokenizer: Any, tmp_path: Path) -> None:
     extracted(tokenizer, tmp_path / "whole", source, encoder=Lengths(), text=text)
     with pytest.raises(DataError, match="1 of 3 shards are finished"):
         extracted(tokenizer, tmp_path / "parts", source, part=(2, 2), encoder=Lengths(), text=text)
+    (tmp_path / "parts" / "shards" / ".DS_Store").write_text("Finder's")
     extracted(tokenizer, tmp_path / "parts", source, part=(1, 2), encoder=Lengths(), text=text, workers=1)
+    (tmp_path / "parts" / "shards" / ".DS_Store").unlink()
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 

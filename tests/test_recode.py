@@ -117,6 +117,7 @@ def test_mistakes_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
         ([given, "--from", codes, "--to", coarse, "-o", out], "into 16 and 4 tokens"),
         (["halton:x.pth", "--from", codes, "--to", few, "-o", out], "a KIND of llamagen, maskgil, unified"),
         (["unified", "--from", codes, "--to", few, "-o", out], "expected KIND:FILE[:CONFIG]"),
+        ([given, "--from", given, "--to", few, "-o", out], "is no tokenizer of pictures"),
         ([given, "--from", "fsq", "--to", few, "-o", out], "--from fsq: expected KIND:FILE[:CONFIG]"),
         ([given, "--from", codes, "--to", "fsq:nowhere.safetensors", "-o", out], "nowhere.safetensors"),
         ([given, "--from", codes, "--to", few, "-o", given[8:]], "is a file to be read; name another one"),

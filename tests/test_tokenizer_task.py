@@ -100,6 +100,20 @@ def test_the_discriminator_starts_at_its_step(folder: Path) -> None:
     assert loss(task, range(per_step, per_step + 4))[1]["discriminator"] > 0
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("ch", "x", "a whole number above 0, got 'x'"),
+        ("codebook_size", 0, "a whole number above 0, got 0"),
+        ("ch_mult", 4, "a list of whole numbers above 0, got 4"),
+        ("encoder_ch_mult", [1, 0], r"a list of whole numbers above 0, got \[1, 0\]"),
+    ],
+)
+def test_sizes_that_make_no_tokenizer_are_named(field: str, value: object, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^llamagen-vq config: \w+: must be {said}$"):
+        create_llamagen_vq({**VQ["config"], field: value})  # type: ignore[dict-item]
+
+
 def test_a_learned_quantiser_is_the_nearest_code_with_gradients_of_its_own(folder: Path) -> None:
     torch.manual_seed(0)
     model, fields = create_llamagen_vq(VQ["config"])  # type: ignore[arg-type]

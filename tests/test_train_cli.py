@@ -129,6 +129,12 @@ def test_evaluation_of_a_runs_weights_and_of_others(
             "dim 200: must be a multiple of 4 for each of n_head 20",
         ),
         (("--tokenizer", "no.safetensors"), {}, "no.safetensors: no such tokenizer; hybrid-train train-tiny-tokenizer"),
+        (("--shard-mb", "inf"), {}, "--shard-mb inf: must be a number of megabytes above 0"),
+        (
+            (),
+            {"model": {**tiny.MODELS["ar"], "config": {"vocab_size": -5}}},
+            "vocab_size: Input should be greater than 0",
+        ),
         (("--steps", "0"), {}, "--steps: steps: Input should be greater than 0 (got 0)"),
         ((), {"task": "masked"}, "model.kind: task 'masked' cannot train 'llamagen'"),
         (("--out", "/dev/null/x"), {}, "/dev/null/x"),

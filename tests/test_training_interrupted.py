@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 from pathlib import Path
@@ -114,6 +115,19 @@ def test_two_runs_never_share_a_folder(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="another run is writing here; wait for it or give another --out"):
         next(train(task, loop, tmp_path))
     first.close()
+    assert list(train(task, loop, tmp_path))
+
+
+def test_a_file_system_without_locks_is_written_to(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    task, loop = tiny.task("ar", folder)
     assert list(train(task, loop, tmp_path))
 
 

@@ -30,7 +30,7 @@ def bucket_grids(side: int, *, step: int = 1, ratio: float = 2.0) -> list[Grid]:
     """
     if side < 1 or step < 1 or side % step:
         raise ValueError(f"a square of {side} tokens a side is no multiple of the step {step}")
-    if ratio < 1:
+    if not 1 <= ratio < math.inf:
         raise ValueError(f"ratio {ratio:g}: must be at least 1, the longer side over the shorter one")
     found = [Grid(side, side)]
     for short in range(side - step, 0, -step):

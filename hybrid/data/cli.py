@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise DataError(f"--from {source}: no such folder")
         out = Path(options.out) if options.out else default_folder(options.set)
         data = _build(options, out, source)
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(f"hybrid-data: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

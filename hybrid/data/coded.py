@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hybrid.data.codes import CaptionTable
 from hybrid.data.concepts import EVERYDAY
-from hybrid.data.folder import DataFolder
+from hybrid.data.folder import DataError, DataFolder
 from hybrid.data.splits import favour, group_weights, held_out, pick
 from hybrid.types import Grid
 
@@ -77,7 +77,9 @@ class FolderPictures:
         items = [folder.items[index] for index in self.train]
         self.weights = group_weights(items) if balance else None
         if everyday:
-            asked = [not set(EVERYDAY).isdisjoint(item["captions"]) for item in items]
+            asked = [not set(EVERYDAY).isdisjoint(item.get("captions") or ()) for item in items]
+            if not any(asked):
+                raise DataError(f"{folder.path}: everyday: none of its pictures has an everyday word; leave it out")
             self.weights = favour(torch.ones(len(items)) if self.weights is None else self.weights, asked, everyday)
         if captions is not None:
             number = {caption: place for place, caption in enumerate(captions.captions)}

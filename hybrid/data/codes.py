@@ -21,9 +21,16 @@ from hybrid.whole_files import replacing
 
 
 def save_array(path: Path, values: NDArray[Any]) -> None:
-    """Write a ``.npy`` file whole or not at all."""
-    with replacing(path) as part, part.open("wb") as file:
-        np.save(file, values)
+    """Write a ``.npy`` file whole or not at all.
+
+    Raises:
+        OSError: one line with the file where it cannot be written.
+    """
+    try:
+        with replacing(path) as part, part.open("wb") as file:
+            np.save(file, values)
+    except OSError as error:  # numpy's own of a full disk counts elements and says no more
+        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def to_images(pixels: NDArray[np.uint8]) -> Tensor:
@@ -68,7 +75,10 @@ def extract_codes(
     kind = code_type(tokenizer)
     path = folder.path / f"codes-{weights_name(tokenizer)}-{wanted}{'-wide' if kind is np.uint32 else ''}.npy"
     if path.exists():
-        return np.load(path, mmap_mode="r")
+        try:
+            return np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path}: cannot be mapped, truncated? ({error}); remove it to make it anew") from None
     device = tokenizer.codebook_kd.device
     pictures = folder.images[:, :wanted].reshape(-1, *folder.images.shape[2:])
     first = tokenizer.encode(to_images(pictures[:1]).to(device))

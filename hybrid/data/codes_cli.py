@@ -99,6 +99,8 @@ def run(options: argparse.Namespace) -> str:
         encoder, text = None, None
         if options.text is not None and plan.asked_by == "captions":
             encoder, read = load_named(options.text, "--text", device)
+            if not hasattr(encoder, "encode") or hasattr(encoder, "codebook_kd"):
+                raise DataError(f"--text {options.text}: embeds no captions; use minilm or t5:FOLDER")
             text = TextFormat.of(encoder, read["kind"], read["config"] or {})
         elif options.text is not None:
             raise DataError(

@@ -151,7 +151,7 @@ def _map_images(file: Path, name: str) -> Images:
         images = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise _broken(file, name, "not found") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise _broken(file, name, f"cannot be mapped, truncated? ({error})") from error
     if images.dtype != np.uint8 or images.ndim != 5:
         raise _broken(file, name, f"expected uint8 of 5 dimensions, got {images.dtype} of shape {images.shape}")

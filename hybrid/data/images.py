@@ -10,13 +10,13 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from hybrid.data.folder import DataError
 
@@ -24,6 +24,20 @@ PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
 CAPTION_KEYS = ("text", "caption", "captions")
 LABEL_KEYS = ("label",)
 RECORDS = ("metadata.jsonl", "captions.jsonl")
+MOST_LABEL = 2**31 - 1
+"""Shards keep classes as int32."""
+
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How a picture is turned upright, by the EXIF tag of that number."""
 
 
 class BadSample(Exception):
@@ -85,10 +99,17 @@ class Keys:
         captions = (found,) if isinstance(found, str) else tuple(found) if isinstance(found, (list, tuple)) else None
         if captions is None or not all(isinstance(caption, str) for caption in captions):
             raise BadSample(f"its caption is no text ({found!r})")
+        if not all(caption.isascii() or _is_unicode(caption) for caption in captions):
+            raise BadSample(f"its caption is not valid Unicode ({found!r})")
         label = next((record[key] for key in self.label if record.get(key) is not None), None)
-        if label is not None and (not isinstance(label, int) or label < 0):
+        if label is not None and (not isinstance(label, int) or not 0 <= label <= MOST_LABEL):
             raise BadSample(f"its label is no class number ({label!r})")
         return Content(picture, label, tuple(caption.strip() for caption in captions))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no halves of surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def decode(picture: bytes) -> Image.Image:
@@ -99,7 +120,7 @@ def decode(picture: bytes) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(picture)) as opened:
-            upright = ImageOps.exif_transpose(opened)
+            upright = _upright(opened)
             if upright.mode.startswith(("I", "F")):
                 raise BadSample(f"its mode is {upright.mode}, not eight bits a channel")
             if upright.has_transparency_data:
@@ -110,6 +131,15 @@ def decode(picture: bytes) -> Image.Image:
         raise BadSample("not a picture in a known format") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadSample(f"not a readable picture ({error})") from None
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF says. ``ImageOps.exif_transpose`` writes that anew, too, and fails on odd ones."""
+    try:
+        turned = TURNS.get(picture.getexif().get(ORIENTATION))
+    except Exception:  # what cannot be read says nothing; a dozen classes are raised
+        return picture
+    return picture if turned is None else picture.transpose(turned)
 
 
 def open_source(
@@ -197,6 +227,24 @@ class FolderSource:
         return self.keys.content(picture, record)
 
 
+def _part(parts: Mapping[str, _Place], kinds: Collection[str]) -> _Place | None:
+    """The part of a .tar's sample that is of such a kind: ``png`` before ``mask.png``, whatever their order."""
+    exact = next((place for name, place in parts.items() if name in kinds), None)
+    return exact or next((place for name, place in parts.items() if suffix(name) in kinds), None)
+
+
+def _only_zeros(file: Path, start: int) -> bool:
+    """Whether a block of zeros at least, and nothing else, is in a file from there on, as at the end of a .tar."""
+    with file.open("rb") as opened:
+        opened.seek(start)
+        size = 0
+        while piece := opened.read(1 << 20):
+            if piece.strip(b"\0"):
+                return False
+            size += len(piece)
+    return size >= tarfile.BLOCKSIZE
+
+
 def suffix(name: str) -> str:
     """What follows a name's last dot, in lower case."""
     return name.rsplit(".", 1)[-1].lower()
@@ -277,24 +325,27 @@ class TarSource:
                     key = f"{folder}/{stem}" if folder else stem
                     if not groups or groups[-1][0] != key:
                         groups.append((key, {}))
-                    groups[-1][1].setdefault(suffix(kind), _Place(file, member.offset_data, member.size))
+                    groups[-1][1].setdefault(kind.lower(), _Place(file, member.offset_data, member.size))
+                end = tar.offset
+            if not _only_zeros(file, end):  # tarfile ends as quietly at a damaged header as at the end
+                broken = "is no readable .tar file from here on: damaged, truncated, or several in one"
         except (tarfile.TarError, EOFError, OSError) as error:
             broken = f"is no readable .tar file from here on, truncated or compressed? ({error})"
         found = [Sample(f"{file.name}/{key}", partial(self._content, parts)) for key, parts in groups]
         return [*found, Sample(file.name, partial(_refuse, broken))] if broken else found
 
     def _content(self, parts: Mapping[str, _Place]) -> Content:
-        picture = next((place for kind, place in parts.items() if kind in PICTURES), None)
+        picture = _part(parts, PICTURES)
         if picture is None:
             raise BadSample(f"has no picture, only {', '.join(sorted(parts))}")
         record: dict[str, Any] = {}
         try:
-            if "json" in parts:
-                record |= json.loads(parts["json"].read())
-            if "txt" in parts:
-                record[self.keys.captions[0]] = parts["txt"].read().decode("utf-8")
-            if "cls" in parts:
-                record[self.keys.label[0]] = int(parts["cls"].read())
+            if described := _part(parts, {"json"}):
+                record |= json.loads(described.read())
+            if text := _part(parts, {"txt"}):
+                record[self.keys.captions[0]] = text.read().decode("utf-8")
+            if label := _part(parts, {"cls"}):
+                record[self.keys.label[0]] = int(label.read())
         except (ValueError, TypeError) as error:
             raise BadSample(f"its caption or class cannot be read ({error})") from None
         return self.keys.content(picture.read(), record)

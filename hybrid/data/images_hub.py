@@ -40,6 +40,8 @@ class DatasetSource:
         if not columns:
             raise DataError(f"{name}: no column of pictures among {', '.join(rows.features)}")
         self.column, self.name, self.shard_size, self.keys = columns[0], name, shard_size, keys
+        read = {self.column, *keys.captions, *keys.label}  # other columns of pictures would be decoded
+        rows = rows.select_columns([key for key in rows.features if key in read])
         self.rows = rows.cast_column(self.column, datasets.Image(decode=False))
         kinds = [rows.features[key] for key in keys.label if key in rows.features]
         self.classes: Sequence[str] | None = getattr(kinds[0], "names", None) if kinds else None

@@ -106,7 +106,8 @@ def finish(out: Path, shards: int) -> dict[str, Any]:
     }
     if len(counts) == shards:
         for left in (out / "shards").glob(".*"):
-            shutil.rmtree(left)
+            if left.is_dir():  # a system's own files are none of ours
+                shutil.rmtree(left)
         _write_json(out / META, {**meta, **found})
     return {**meta, **found, "finished": len(counts)}
 
