@@ -27,7 +27,8 @@ DEFINITIONS = {
     "phases": "seconds by phase of the turn in the middle",
     "speedup": "median of the AR model's turns over the median of this point's, turns interleaved in one run",
     "speedup_over_exact": "the same over the fastest way to the AR model's distribution (ar, jacobi, exact)",
-    "frechet": "Fréchet distance on the first principal components of the real pictures' features (not FID)",
+    "frechet": "Fréchet distance on the first principal components of the real pictures' features (not FID); its "
+    "interval resamples pictures, those of scores, likelihood and agreement what the pictures were asked to show",
     "kid": "unbiased KID of the same features, mean of disjoint blocks",
     "fid": "Inception FID, and inception_score, where the network's weights were at hand; published ones are of 50,000",
     "clip_score": "100 · max(cosine, 0) of a picture and its caption, mean; by the CLIP that clip_network names",
