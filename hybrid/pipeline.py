@@ -322,7 +322,11 @@ class HybridPipeline:
         if self.reads_captions:
             return [str(entry) for entry in prompts]
         if self.text is not None:
-            return self.text.encode([str(entry) for entry in prompts])
+            captions = [str(entry) for entry in prompts]
+            place = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+            embedding, mask = self.text.encode(list(place))  # each once, however many pictures it is for
+            rows = [place[caption] for caption in captions]
+            return embedding[rows], mask[rows]
         return [find_label(entry, self.classes, self.name) for entry in prompts]
 
 

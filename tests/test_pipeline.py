@@ -327,6 +327,16 @@ def test_text_pair_follows_captions_and_guidance(text: HybridPipeline) -> None:
     assert result.images[0].size == (8, 8)
 
 
+def test_a_caption_of_several_pictures_is_embedded_once(text: HybridPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [text(caption, seed=seed, output_type="tokens").tokens for caption, seed in (("a hat", 4), ("a cat", 6))]
+    asked: list[list[str]] = []
+    encode = text.text.encode
+    monkeypatch.setattr(text.text, "encode", lambda captions: asked.append(captions) or encode(captions))
+    made = text(["a hat", "a cat"], num_images_per_prompt=2, seed=4, output_type="tokens")
+    assert asked == [["a hat", "a cat"]]
+    assert torch.equal(made.tokens[0], alone[0][0]) and torch.equal(made.tokens[2], alone[1][0])
+
+
 def test_models_without_parameters_work_in_a_pipeline() -> None:
     pipe = HybridPipeline(FakeTokenizer(), ar=table_ar(), masked=uniform_masked())
     assert pipe([1, 2], seed=0).tokens.shape == (2, 16)
