@@ -25,6 +25,13 @@ Generate = Callable[[int], Tensor]
 """Tokens_bn of one picture of a class."""
 
 
+def require_checkout(folder: Path) -> None:
+    """Raise ValueError where a folder lacks the original's files."""
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"--original {folder}: has no {missing[0]}; give a checkout of FoundationVision/LlamaGen")
+
+
 def original(
     folder: Path,
     config: Mapping[str, Any],
@@ -48,9 +55,7 @@ def original(
     Raises:
         ValueError: no such checkout.
     """
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"--original {folder}: has no {missing[0]}; give a checkout of FoundationVision/LlamaGen")
+    require_checkout(folder)
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     gpt, loop = (import_module(name.removesuffix(".py").replace("/", ".")) for name in FILES)

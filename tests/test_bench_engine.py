@@ -126,6 +126,8 @@ def test_the_original_is_given_our_weights_and_settings(tmp_path: Path, monkeypa
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert engine.main(["--turns", "0"]) == 2
     assert capsys.readouterr().err == "engine: --turns 0: must be at least 1\n"
+    assert engine.main(["--original", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("engine: --original nowhere: has no autoregressive/models/gpt.py; give a")
     assert engine.main(["--device", "tpu"]) == 2
     assert capsys.readouterr().err.startswith("engine: device 'tpu': use auto, cpu")
 
