@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hybrid.cli_options import Parser
 from hybrid.threads import use_threads
 
 from . import cli_ablate, cli_fid
@@ -17,8 +18,8 @@ from .cli_sweep import add_commands
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns 0; 2 after one line about a mistake; 130 after Ctrl-C."""
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)
         return int(arguments.call(arguments))
     except (ValueError, OSError) as error:
         print(f"hybrid-bench: {' '.join(str(error).split())}", file=sys.stderr)
@@ -28,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hybrid-bench", description="Measure fidelity and speed.")
+def _parser() -> Parser:
+    parser = Parser(prog="hybrid-bench", description="Measure fidelity and speed.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     figures = commands.add_parser(
         "figures", help="recompute a pair's fidelity figures", description="Recompute a pair's fidelity figures."

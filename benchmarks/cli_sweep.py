@@ -33,7 +33,7 @@ def add_commands(commands: Any) -> None:
     compare = commands.add_parser(
         "compare",
         help="what changed between two reports, and what is noise",
-        description="Differences between two reports with 95 %% intervals; where one holds 0, it is noise.",
+        description="Differences between two reports with 95 % intervals; where one holds 0, it is noise.",
     )
     compare.add_argument("before", type=Path, metavar="A", help="report.json or its folder")
     compare.add_argument("after", type=Path, metavar="B", help="report.json or its folder")

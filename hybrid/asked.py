@@ -28,6 +28,7 @@ from hybrid.request import (
     find_seeds,
     find_split,
     find_zipar,
+    require_whole,
 )
 from hybrid.types import Generation, Grid, Phases
 
@@ -160,6 +161,9 @@ def ask(
     if types != self.types:
         return ask(self.in_dtype(types), **_arguments(locals()), dtype=types)
     defaults = self.defaults
+    sizes = {"ar_tokens": ar_tokens, "height": height, "width": width, "tile": tile, "seed": seed, "top_k": top_k}
+    passes = {"steps": steps, "reuse": reuse, "rounds": rounds, "window": window}
+    require_whole({**passes, **sizes, "num_images_per_prompt": num_images_per_prompt})
     prompts = as_list(prompt)
     if not prompts:
         raise ValueError("prompt: give at least one")

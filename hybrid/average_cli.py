@@ -6,7 +6,6 @@ their mean predicts as well as the best of them or better (model soups, Wortsman
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -15,10 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
+from hybrid.cli_options import Parser
+
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns 0, or 2 after one line about a mistake."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hybrid-average",
         description="Write the mean of the weights of several runs of one network.",
         epilog="Each is a run's folder, whose final (else best, else newest averaged) weights are taken, or a file. "
@@ -33,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         metavar="X",
         help="how much of each, such as 2 3 for 0.4 and 0.6 (default: alike)",
     )
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         return run(arguments.runs, arguments.out, arguments.parts)
     except (ValueError, OSError) as error:
         print(f"hybrid-average: {' '.join(str(error).split())}", file=sys.stderr)
@@ -54,7 +55,7 @@ def run(runs: Sequence[Path], out: Path, parts: Sequence[float] | None = None) -
     if len(runs) < 2:
         raise ValueError("give two runs or more; the mean of one is itself")
     parts = [1.0] * len(runs) if parts is None else list(parts)
-    if len(parts) != len(runs) or not all(part > 0 and math.isfinite(part) for part in parts):
+    if len(parts) != len(runs) or not all(part > 0 for part in parts) or not math.isfinite(sum(parts)):
         raise ValueError(f"--parts: give {len(runs)} numbers above 0, one for each run")
     files = [run_weights(each) for each in runs]
     require_output(out, files)
@@ -81,7 +82,7 @@ def mean(states: Sequence[dict[str, Tensor]], shares: Sequence[float], *, names:
         names: what messages call them.
 
     Raises:
-        ValueError: other tensors, or some of another shape, than the first one's.
+        ValueError: other tensors, or some of another shape, than the first one's; a mean that is no number.
     """
     first = states[0]
     for state, name in zip(states[1:], names[1:], strict=True):
@@ -102,6 +103,8 @@ def mean(states: Sequence[dict[str, Tensor]], shares: Sequence[float], *, names:
         for share, state in zip(shares[1:], states[1:], strict=True):
             total += share * state[key].float()
         found[key] = total.to(tensor.dtype)
+        if not bool(found[key].isfinite().all()):
+            raise ValueError(f"{' and '.join(names)}: the mean of {key} is not finite; one of the runs diverged")
     return found
 
 

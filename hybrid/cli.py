@@ -141,10 +141,15 @@ def _request(options: argparse.Namespace) -> Request:
     Raises:
         ValueError: what contradicts itself, is out of range or cannot be read.
     """
-    for name, least in (("n", 1), ("batch", 1), ("scale", 1), ("repeats", 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise ValueError(f"{'-' * (1 + (len(name) > 1))}{name} {value}: must be at least {least}")
+    for name, value in vars(options).items():
+        if value == "":
+            raise ValueError(f"--{'from' if name == 'source' else name.replace('_', '-')}: is empty; leave it out")
+    for name, most in (("n", 100_000), ("batch", 100_000), ("scale", 64), ("repeats", 10_000)):
+        value, option = getattr(options, name), f"{'-' * (1 + (len(name) > 1))}{name}"
+        if value is not None and value < 1:
+            raise ValueError(f"{option} {value}: must be at least 1")
+        if value is not None and value > most:
+            raise ValueError(f"{option} {value}: must be at most {most}")
     if options.repeats is not None and not options.compare:
         raise ValueError("--repeats: counts the runs of --compare; add it or leave --repeats out")
     if options.auto is not None and options.source is not None:

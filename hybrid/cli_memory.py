@@ -42,8 +42,8 @@ def plan_memory(options: argparse.Namespace, request: Request) -> int:
     if request.quantize is not None:
         raise ValueError(f"--plan-memory: does not count {request.quantize} weights; leave --quantize out")
     pair, dtype = _pair(options, request)
-    if dtype == "auto" and options.dtype is None:
-        dtype = "bf16"
+    if dtype == "auto":
+        dtype = "bf16"  # as on CUDA, which is what memory is planned for
     if dtype not in DTYPES:
         raise ValueError(f"--plan-memory: --dtype {dtype}: use {', '.join(DTYPES)}")
     method, plan = _plan(pair, DTYPES[dtype], request.arguments)

@@ -94,7 +94,9 @@ def parser() -> Parser:
     model.add_argument("--quantize", metavar="Q", help="int8 or int4 weights, refused where they change what is drawn")
     model.add_argument("--compile", action="store_true", help="compile the networks; pays off over many pictures only")
     model.add_argument(
-        "--plan-memory", action="store_true", help="draw nothing; say what the pictures need, up to --batch at once"
+        "--plan-memory",
+        action="store_true",
+        help="draw nothing; say what the pictures need, up to --batch at once, in bf16 unless --dtype says otherwise",
     )
     model.add_argument("--batch", type=int, default=16, metavar="B", help="pictures drawn at once (default: 16)")
     model.add_argument(

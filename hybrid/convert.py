@@ -112,7 +112,7 @@ def convert(
 
     Raises:
         ValueError: see ``inspect``; or the folder is the file's own; or the file does not tell its grid, which a folder
-            says; or it is a text encoder's, whose own folder is what loads.
+            says; or it is a text encoder's, whose own folder is what loads; or the folder holds something else.
     """
     from hybrid.adapters import load
 
@@ -124,10 +124,20 @@ def convert(
         raise ValueError(f"{told.source}: does not tell its grid ({' or '.join(told.grids)}); say --config {names}")
     if told.kind in TEXT:
         raise ValueError(f"{told.source}: a text encoder loads from its Hugging Face folder; keep that as it is")
+    if folder.exists() and not _is_component(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: exists and is no component's folder; name another one or move it away")
     module = load(told.kind, path, config)
     save_component(folder, told.kind, module, dtype=dtype)
     (folder / "README.md").write_text(card(folder.resolve().name, told), encoding="utf-8")
     return told
+
+
+def _is_component(folder: Path) -> bool:
+    """Whether ``convert`` wrote a folder."""
+    try:
+        return "kind" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def save_component(folder: Path, kind: str, module: Any, *, dtype: torch.dtype | None = None) -> dict[str, Any]:

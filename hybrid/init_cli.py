@@ -3,14 +3,15 @@ LlamaGen's weights."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+
+from hybrid.cli_options import Parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns 0, or 2 after one line about a mistake."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hybrid-init-maskgil",
         description="Write a MaskGIL, ready to be trained, whose blocks and embeddings are a LlamaGen's.",
         epilog="Train it with hybrid-train --init OUT. Untrained, it fills nothing sensibly.",
@@ -28,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         default="maskgil",
         help="what to write: a MaskGIL, or the one network that is AR and masked model (default: maskgil)",
     )
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         return run(arguments.weights, arguments.out, arguments.config, arguments.kind)
     except (ValueError, OSError) as error:
         print(f"hybrid-init-maskgil: {error}", file=sys.stderr)

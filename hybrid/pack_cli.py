@@ -6,10 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from hybrid.cli_options import Parser
+
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns 0, or 2 after one line about a mistake."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hybrid-pack",
         description="Pack a tokenizer, an AR and a masked model into one folder, in half precision.",
         epilog="Each is a run's folder, whose final (else best, else newest averaged) weights are taken, or a file. "
@@ -22,8 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     settings = "a YAML with text, classes, grid and defaults, or another pair's model_index.json, which has them too"
     parser.add_argument("--defaults", type=Path, metavar="FILE", help=settings)
     parser.add_argument("--card", type=Path, metavar="FILE", help="the model card, a Markdown file")
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         return run(arguments)
     except (ValueError, OSError) as error:
         print(f"hybrid-pack: {' '.join(str(error).split())}", file=sys.stderr)
@@ -34,7 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Read, check and write; then say what the folder holds."""
     from hybrid.pack import pack, read_settings
 
-    card = arguments.card.read_text(encoding="utf-8") if arguments.card else ""
+    try:
+        card = arguments.card.read_text(encoding="utf-8") if arguments.card else ""
+    except UnicodeDecodeError:
+        raise ValueError(f"--card {arguments.card}: is not UTF-8 text") from None
     runs = {name: getattr(arguments, name) for name in ("tokenizer", "ar", "masked")}
     pipeline = pack(runs, arguments.out, read_settings(arguments.defaults), card=card)
     for name in runs:

@@ -196,6 +196,8 @@ class HybridPipeline:
                 raise ValueError(f"{component}: quantized; load it without quantize to write it")
             if component not in self.kinds:
                 raise ValueError(f"{component}: not loaded by an adapter; set pipeline.kinds[{component!r}] first")
+        if folder.exists() and not (folder / INDEX).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder}: exists and is no pair; name another folder or move it away")
         folder.mkdir(parents=True, exist_ok=True)
         index: dict[str, Any] = {"_class_name": "HybridPipeline"}
         for component, module in parts.items():

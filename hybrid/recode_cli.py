@@ -3,13 +3,14 @@ to another tokenizer's codes, ready to be trained on."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from hybrid.cli_options import Parser
 
 BATCH = 64
 TASKS = {"llamagen": "ar", "maskgil": "masked", "unified": "unified"}
@@ -19,7 +20,7 @@ PICTURES = 4096
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns 0, or 2 after one line about a mistake."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hybrid-recode",
         description="Carry a network over to another tokenizer's codes: each new code begins as the mean of the old "
         "ones that stand in its place in training pictures.",
@@ -34,10 +35,10 @@ def main(argv: list[str] | None = None) -> int:
         "--pictures", type=int, default=PICTURES, metavar="N", help=f"training pictures to look at ({PICTURES})"
     )
     parser.add_argument("-o", "--out", type=Path, required=True, help="the .safetensors file to write")
-    arguments = parser.parse_args(argv)
     from hybrid.data.folder import DataError
 
     try:
+        arguments = parser.parse_args(argv)
         return run(**vars(arguments))
     except (ValueError, OSError, DataError) as error:
         print(f"hybrid-recode: {' '.join(str(error).split())}", file=sys.stderr)

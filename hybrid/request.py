@@ -77,8 +77,25 @@ def find_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def as_list(prompt: str | int | Sequence[str | int]) -> list[str | int]:
-    """One prompt or several as a list."""
-    return [prompt] if isinstance(prompt, (str, int)) else list(prompt)
+    """One prompt or several as a list.
+
+    Raises:
+        ValueError: what is neither caption nor class.
+    """
+    if prompt is None or isinstance(prompt, (bytes, float)):
+        raise ValueError(f"prompt: give a caption, a class or a list of these, got {type(prompt).__name__}")
+    entries = [prompt] if isinstance(prompt, (str, int)) else list(prompt)
+    for entry in entries:
+        if not isinstance(entry, str) and not hasattr(entry, "__index__"):
+            raise ValueError(f"prompt: give captions or classes, got {type(entry).__name__}")
+    return entries
+
+
+def require_whole(given: Mapping[str, Any]) -> None:
+    """Raise ValueError where an argument that counts is no whole number; None is one that was left out."""
+    for name, value in given.items():
+        if value is not None and not hasattr(value, "__index__"):
+            raise ValueError(f"{name} {value!r}: must be a whole number")
 
 
 def find_seeds(
@@ -334,11 +351,15 @@ def find_label(prompt: str | int, classes: Sequence[str] | None, model: str) -> 
     raise ValueError(f"prompt {prompt!r}: not a class of {model}; {hint}classes: {shown}")
 
 
+MOST_PIXELS = 2**16
+"""Of a side: far more than any model draws, and few enough to count with."""
+
+
 def find_grid(height: int | None, width: int | None, factor: int) -> Grid | None:
     """The token grid of a picture of that many pixels; None where no size is given.
 
     Raises:
-        ValueError: one side only, or sides that are no multiples of a token's.
+        ValueError: one side only, or sides that are no multiples of a token's, or too long.
     """
     if height is None and width is None:
         return None
@@ -346,6 +367,8 @@ def find_grid(height: int | None, width: int | None, factor: int) -> Grid | None
         raise ValueError("size: give height and width together")
     if height < 1 or width < 1 or height % factor or width % factor:
         raise ValueError(f"size {width}x{height}: width and height must be multiples of {factor} pixels, from {factor}")
+    if max(height, width) > MOST_PIXELS:
+        raise ValueError(f"size {width}x{height}: a side has at most {MOST_PIXELS} pixels")
     return Grid(height // factor, width // factor)
 
 

@@ -79,12 +79,23 @@ def ended(folder: Path) -> bool:
     found, final = latest_checkpoint(folder), folder / FINAL
     if found is None or not final.is_file():
         return False
+    step = _told(final).get("step")
+    return final.stat().st_mtime >= found[1].stat().st_mtime if step is None else int(step) >= found[0]
+
+
+def run_kind(folder: Path) -> str | None:
+    """The kind of network that a finished run made, where its final weights say it."""
+    return _told(folder / FINAL).get("kind")
+
+
+def _told(final: Path) -> dict[str, Any]:
+    """The metadata of a run's final weights."""
     try:
         with safe_open(final, framework="pt") as file:
-            step = (file.metadata() or {}).get("step")
+            found = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{final}: not the weights of a run ({_reason(error)}); move it away") from None
-    return final.stat().st_mtime >= found[1].stat().st_mtime if step is None else int(step) >= found[0]
+    return {key: json.loads(found[key]) for key in ("kind", "step") if key in found}
 
 
 def save_checkpoint(

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from hybrid.cli_options import Parser
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,9 +23,8 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns 0; 2 after one line about a mistake; 128 + signal when stopped (130 after Ctrl-C)."""
-    arguments = options().parse_args(argv)
     try:
-        return run(arguments)
+        return run(options().parse_args(argv))
     except (ValueError, OSError) as error:
         print(f"hybrid-train: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -32,9 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def options() -> argparse.ArgumentParser:
+def options() -> Parser:
     """What the command takes."""
-    parser = argparse.ArgumentParser(prog="hybrid-train", description="Train a tokenizer, an AR or a masked model.")
+    parser = Parser(prog="hybrid-train", description="Train a tokenizer, an AR or a masked model.")
     add = parser.add_argument
     add("config", help="a YAML file, or the name of one shipped in hybrid.configs (train-fashion-ar)")
     add("--out", type=Path, help="where checkpoints and the log go (default: runs/NAME)")
@@ -91,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from hybrid.config import LoopConfig, TrainConfig, parse, read_yaml
     from hybrid.export import run_weights
-    from hybrid.run_folder import finished, latest_checkpoint
+    from hybrid.run_folder import finished, latest_checkpoint, run_kind
     from hybrid.tasks_build import build_task, find_config
     from hybrid.threads import use_threads
     from hybrid.training import train
@@ -131,6 +132,11 @@ def run(arguments: argparse.Namespace) -> int:
         show_evaluation(task, loop, console, title=f"{path.stem}: {init}", pictures=arguments.evaluate)
         return 0
     if (done := finished(out, loop.steps)) is not None:
+        kind = run_kind(out)
+        if kind not in (None, config.model.kind):
+            raise ValueError(
+                f"{out}: is a finished run of {kind}, {path.stem} trains {config.model.kind}; give another --out"
+            )
         console.print(f"{out}: trained to step {done} already; --steps above {done} goes on, another --out starts anew")
         export(out, arguments.shard_mb, console)
         return 0

@@ -27,6 +27,7 @@ from hybrid.config import LoopConfig
 from hybrid.loss_plot import can_plot, plot_log
 from hybrid.optimization import Auxiliary, Average, averaged, find_precision, learning_rate, optimizers
 from hybrid.run_folder import (
+    FINAL,
     Best,
     Log,
     claim,
@@ -199,6 +200,8 @@ def train(task: Task, config: LoopConfig, out: Path, *, stop: Callable[[], bool]
     out.mkdir(parents=True, exist_ok=True)
     _held = claim(out) if main else None  # until this generator ends
     start, exported = 0, task.export()
+    if main and (out / FINAL).exists() and not (out / "log.jsonl").exists() and latest_checkpoint(out) is None:
+        raise ValueError(f"{out}: holds {FINAL} that is no run's; give another --out or move it away")
     order = {"seed": config.seed, "samples_per_step": config.batch_size * config.accumulate}
     metadata = {**exported, "origin": {**exported.get("origin", {}), **order}}
     if found := latest_checkpoint(out):

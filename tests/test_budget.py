@@ -119,7 +119,7 @@ def test_what_a_picture_or_a_report_says_is_planned(run: Run, planned: list[dict
     settings = {"method": "ar", "guidance_scale": 3.0}
     row = {"region": "all", "label": "one", "settings": settings, "dtype": "bf16", "compile": False, "batch": 1}
     row |= {"fidelity": 1.0, "speed": [{"batch": 1, "median": 0.2, "speedup": 1.0}]}
-    Path("report.json").write_text(json.dumps({"kind": "hybrid-bench report", "rows": [row]}))
+    Path("report.json").write_text(json.dumps({"kind": "hybrid-bench report", "header": {}, "rows": [row]}))
     assert run("bag", "--auto", "report.json", *option.split())[0] == 0
     told = planned.pop()
     assert (told["ar_fraction"], told["defaults"].masked.guidance_scale) == (1.0, 3.0)

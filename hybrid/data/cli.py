@@ -8,13 +8,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hybrid.cli_options import Parser, UsageError
 from hybrid.data import codes_cli
 from hybrid.data.folder import DataError, DataFolder, default_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0 when built, 2 with one line on stderr when it cannot be."""
-    options = _parser().parse_args(argv)
+    try:
+        options = _parser().parse_args(argv)
+    except UsageError as error:
+        print(f"hybrid-data: {error}", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if options.set == "codes":
@@ -25,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise DataError(f"--from {source}: no such folder")
         out = Path(options.out) if options.out else default_folder(options.set)
         data = _build(options, out, source)
-    except (DataError, OSError) as error:
-        print(f"hybrid-data: {' '.join(str(error).split())}", file=sys.stderr)
+    except (DataError, OSError, MemoryError) as error:
+        print(f"hybrid-data: {' '.join(str(error).split()) or 'out of memory'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         kept = "finished shards are kept, the same command goes on" if options.set == "codes" else "nothing was written"
@@ -59,8 +64,8 @@ def _build(options: argparse.Namespace, out: Path, source: Path | None) -> DataF
         )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hybrid-data", description="Build data for training.")
+def _parser() -> Parser:
+    parser = Parser(prog="hybrid-data", description="Build data for training.")
     sets = parser.add_subparsers(dest="set", required=True, metavar="emoji|fashion|codes")
     for name, what in (("emoji", "captioned 64×64 emoji of eight icon sets"), ("fashion", "Fashion-MNIST at 32×32")):
         one = sets.add_parser(name, help=what, description=f"Build {what}.")

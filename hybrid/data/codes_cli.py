@@ -183,6 +183,7 @@ def make_plan(options: argparse.Namespace, source: Any, tokenizer: Any) -> Plan:
     """
     from hybrid.data.buckets import Views, bucket_grids
     from hybrid.data.extract import Plan, asked_by
+    from hybrid.request import MOST_PIXELS
     from hybrid.types import Grid
 
     factor = getattr(tokenizer, "factor", None)
@@ -191,6 +192,8 @@ def make_plan(options: argparse.Namespace, source: Any, tokenizer: Any) -> Plan:
     pixels, name = (options.size, "--size") if options.buckets is None else (options.buckets, "--buckets")
     step = options.bucket_step or factor
     for option, value in ((name, pixels), ("--bucket-step", step)):
+        if not factor <= value <= MOST_PIXELS:
+            raise DataError(f"{option} {value}: must be {factor} to {MOST_PIXELS} pixels")
         if value % factor:
             raise DataError(f"{option} {value}: must be a multiple of the tokenizer's {factor} pixels per token")
     if options.buckets is not None:
