@@ -59,6 +59,8 @@ def test_what_cannot_be_averaged_is_refused(tmp_path: Path, capsys: pytest.Captu
     save_weights(
         tmp_path / "theta.safetensors", other, metadata={**told, "config": told["config"] | {"rope_base": 7.0}}
     )
+    broken = {key: value * torch.nan if value.is_floating_point() else value for key, value in state.items()}
+    save_weights(tmp_path / "nan.safetensors", broken, metadata=told)
     for name, count in (("three", 3), ("four", 4)):
         save_weights(tmp_path / f"{name}.safetensors", {**state, "count": torch.tensor(count)}, metadata=told)
     mistakes = [
@@ -66,6 +68,9 @@ def test_what_cannot_be_averaged_is_refused(tmp_path: Path, capsys: pytest.Captu
         ([one, two, *out, "--parts", "1"], "--parts: give 2 numbers above 0"),
         ([one, two, *out, "--parts", "1", "-1"], "--parts: give 2 numbers above 0"),
         ([one, two, *out, "--parts", "1", "nan"], "--parts: give 2 numbers above 0"),
+        ([one, two, *out, "--parts", "1e308", "1e308"], "--parts: give 2 numbers above 0"),
+        ([one, str(tmp_path / "nan.safetensors"), *out], "is not finite; one of the runs diverged"),
+        ([one, two, *out, "--part"], "argument --parts: expected at least one argument"),
         ([one, two, "-o", str(tmp_path / "mean.pt")], "expected a name that ends in .safetensors"),
         ([one, two, "-o", two], "is a file to be read; name another one"),
         ([one, two, one, *out], "one.safetensors: is given twice; say with --parts how much of each"),

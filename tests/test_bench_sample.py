@@ -81,6 +81,8 @@ def test_a_longer_request_goes_on(tmp_path: Path) -> None:
     assert sample.part_path(tmp_path, 0).exists() and not sample.part_path(tmp_path, 1).exists()
     with pytest.raises(ValueError, match="holds pictures with another seed; use another --out"):
         sample.prepare(tmp_path, {**request, "seed": 1})
+    sample.part_path(tmp_path, 0).unlink()
+    sample.prepare(tmp_path, {**request, "seed": 1})  # nothing was drawn
 
 
 def test_two_processes_under_torchrun(pair: Path, tmp_path: Path) -> None:

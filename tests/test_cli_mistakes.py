@@ -26,6 +26,9 @@ from hybrid import cli_draw
         ("sneeker", "prompt 'sneeker': not a class of tiny; did you mean 'Sneaker'? classes: Sneaker, Ankle boot, Bag"),
         ("7", "class label 7 is outside 0..2"),
         ("bag -n 0", "-n 0: must be at least 1"),
+        ("bag -n 99999999999999999999", "-n 99999999999999999999: must be at most 100000"),
+        ("bag --scale 99999999999", "--scale 99999999999: must be at most 64"),
+        ("bag --height 100000000000000000000 --width 4", "size 4x100000000000000000000: a side has at most 65536"),
         ("bag --batch 0", "--batch 0: must be at least 1"),
         ("bag --scale 0", "--scale 0: must be at least 1"),
         ("bag -n two", "argument -n: invalid int value: 'two'"),
@@ -194,3 +197,11 @@ def test_a_reader_that_leaves_is_no_traceback(option: str, codes: set[int]) -> N
     done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (done.returncode in codes, done.stderr) == (True, "")
+
+
+@pytest.mark.parametrize("option", ["--config", "--dtype", "--method", "-o", "--from"])
+def test_an_empty_value_is_no_default(option: str, run: Run) -> None:
+    """An unset variable of a shell would draw something else."""
+    code, out, err = run("bag", option, "")
+    named = {"-o": "--out"}.get(option, option)
+    assert (code, out, err) == (2, "", f"hybrid-generate: {named}: is empty; leave it out\n")

@@ -189,3 +189,18 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert (code, out) == (2, "") and message in err.splitlines()[0], err
         assert len(err.splitlines()) == 1
     assert not (tmp_path / "made").exists()
+
+
+def test_a_folder_that_is_not_its_own_is_left_alone(tmp_path: Path) -> None:
+    source, project = GOLDEN / "llamagen_c2i.safetensors", tmp_path / "project"
+    project.mkdir()
+    (project / "README.md").write_text("mine")
+    (project / "config.json").write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match="exists and is no component's folder; name another one or move it away"):
+        convert(source, project)
+    with pytest.raises(ValueError, match="exists and is no pair; name another folder or move it away"):
+        class_pair().save_pretrained(project)
+    assert (project / "README.md").read_text() == "mine" and len(list(project.iterdir())) == 2
+    for _ in range(2):  # what it wrote itself is written anew
+        convert(source, tmp_path / "made")
+        class_pair().save_pretrained(tmp_path / "pair")

@@ -28,6 +28,12 @@ from hybrid.types import FROM_AR, FROM_INPUT, Generation, Grid
     [
         ({"prompt": []}, "prompt: give at least one"),
         ({"prompt": " "}, "prompt: is empty; say what to draw"),
+        ({"prompt": None}, "prompt: give a caption, a class or a list of these, got NoneType"),
+        ({"prompt": b"bag"}, "prompt: give a caption, a class or a list of these, got bytes"),
+        ({"prompt": [None]}, "prompt: give captions or classes, got NoneType"),
+        ({"steps": 2.5}, "steps 2.5: must be a whole number"),
+        ({"seed": 1.5}, "seed 1.5: must be a whole number"),
+        ({"height": 8.0, "width": 8}, "height 8.0: must be a whole number"),
         ({"prompt": "sneker"}, "prompt 'sneker': not a class of tiny; did you mean 'Sneaker'? classes: Sneaker, Ankle"),
         ({"prompt": 3}, "class label 3 is outside 0..2"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt 0: must be at least 1"),

@@ -53,6 +53,22 @@ def test_the_command_trains_and_says_when_it_is_done(
     assert command("--steps", "2") == 0 and finished(tmp_path / "out", 2) == 2
 
 
+def test_a_folder_of_other_weights_is_left_alone(
+    command: Callable[..., int], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "kept" / "model.safetensors"
+    kept.parent.mkdir()
+    kept.write_bytes(b"dear weights")
+    assert command("--steps", "1", "--out", str(kept.parent)) == 2
+    assert "holds model.safetensors that is no run's; give another --out" in capsys.readouterr().err
+    assert kept.read_bytes() == b"dear weights"
+    assert command("--steps", "2") == 0
+    masked = tiny.config("masked").model_dump(mode="json")
+    capsys.readouterr()
+    assert command("--steps", "2", **{key: masked[key] for key in ("task", "model")}) == 2
+    assert "out: is a finished run of llamagen, run trains maskgil; give another --out" in capsys.readouterr().err
+
+
 def test_training_starts_from_given_weights(command: Callable[..., int], tmp_path: Path) -> None:
     start = tmp_path / "start"
     assert command("--out", str(start), "--steps", "1") == 0
@@ -118,6 +134,8 @@ def test_evaluation_of_a_runs_weights_and_of_others(
             "build it with: hybrid-data emoji --out /nowhere",
         ),
         (("--threads", "-1"), {}, "--threads -1: must be at least 1"),
+        (("--threads", "100000"), {}, "--threads 100000: must be at least 1 and at most 1024"),
+        (("--stepz", "3"), {}, "unknown option --stepz; did you mean --steps?"),
         (
             (),
             {"model": {**tiny.MODELS["ar"], "config": {"n_head": 0}}},
