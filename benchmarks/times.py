@@ -90,7 +90,9 @@ def mean_of(values: Any, groups: NDArray[Any] | None = None) -> Estimate:
 def sums_of(values: Any, groups: NDArray[Any] | None) -> NDArray[np.float64]:
     """Values summed by group, or as they are."""
     array = np.asarray(values, dtype=np.float64)
-    return array if groups is None else np.bincount(np.unique(groups, return_inverse=True)[1], weights=array)
+    if groups is None:
+        return array
+    return np.bincount(np.unique(groups, return_inverse=True)[1], weights=array).astype(np.float64)
 
 
 def costs(shown: Mapping[str, Any] | None) -> dict[str, Any]:

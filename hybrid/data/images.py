@@ -136,7 +136,7 @@ def decode(picture: bytes) -> Image.Image:
 def _upright(picture: Image.Image) -> Image.Image:
     """A picture turned as its EXIF says. ``ImageOps.exif_transpose`` writes that anew, too, and fails on odd ones."""
     try:
-        turned = TURNS.get(picture.getexif().get(ORIENTATION))
+        turned = TURNS.get(picture.getexif().get(ORIENTATION, 1))
     except Exception:  # what cannot be read says nothing; a dozen classes are raised
         return picture
     return picture if turned is None else picture.transpose(turned)
