@@ -61,9 +61,9 @@ def speedup_of(own: NDArray[np.float64], ar: NDArray[np.float64]) -> Estimate:
 def median_of(values: NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
     """A median and its interval between two order statistics, which holds whatever the distribution is.
 
-    The k-th smallest and the k-th largest of n values enclose the median but in 2 of 2^n · P(fewer than k heads in n
-    tosses): k is the largest that keeps 95 %. Fewer than six values cannot; their extremes are given then (five: 94 %).
-    A bootstrap of so few medians would hold 88 % of the time with seven.
+    The k-th smallest and the k-th largest of n values miss the true median with probability 2 · P(fewer than k heads in
+    n tosses); k is the largest for which that is 5 % at most. Fewer than six values have none, and get their extremes
+    (five hold 94 % of the time). A bootstrap of the median holds 88 % of the time with seven values.
     """
     ordered, outside, inner = np.sort(values), 0.0, 0
     for k in range((len(ordered) - 1) // 2 + 1):
@@ -78,7 +78,7 @@ def mean_of(values: Any, groups: NDArray[Any] | None = None) -> Estimate:
 
     Args:
         values: of each picture.
-        groups: of each picture what is resampled, such as the concept that it was asked to show beside others; None
+        groups: of each picture what is resampled, such as the concept that it and others were asked to show; None
             resamples pictures.
     """
     array = np.asarray(values, dtype=np.float64)

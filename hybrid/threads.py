@@ -14,8 +14,10 @@ def use_threads(count: int | None) -> None:
     """
     if count is None:
         return
-    if not 1 <= count <= MOST:
-        raise ValueError(f"--threads {count}: must be at least 1 and at most {MOST}")
+    if count < 1:
+        raise ValueError(f"--threads {count}: must be at least 1")
+    if count > MOST:
+        raise ValueError(f"--threads {count}: must be at most {MOST}")
     import torch
 
     torch.set_num_threads(count)

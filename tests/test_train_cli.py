@@ -134,7 +134,7 @@ def test_evaluation_of_a_runs_weights_and_of_others(
             "build it with: hybrid-data emoji --out /nowhere",
         ),
         (("--threads", "-1"), {}, "--threads -1: must be at least 1"),
-        (("--threads", "100000"), {}, "--threads 100000: must be at least 1 and at most 1024"),
+        (("--threads", "100000"), {}, "--threads 100000: must be at most 1024"),
         (("--stepz", "3"), {}, "unknown option --stepz; did you mean --steps?"),
         (
             (),

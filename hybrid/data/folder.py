@@ -130,8 +130,9 @@ def write_records(folder: Path, items: Sequence[Item], meta: Mapping[str, Any], 
 
 
 def _broken(file: Path, name: str, what: str) -> DataError:
-    how = f"build the data with: hybrid-data {name} --out" if name in ("emoji", "fashion") else "no data folder is at"
-    return DataError(f"{file}: {what}; {how} {file.parent}")
+    if name not in ("emoji", "fashion"):
+        return DataError(f"{file}: {what}; give a folder that hybrid-data emoji or fashion built")
+    return DataError(f"{file}: {what}; build the data with: hybrid-data {name} --out {file.parent}")
 
 
 def _read_json(file: Path, name: str) -> dict[str, Any]:
