@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid.checkpoint import find_wrapper, read_weights, save_weights, source_name
+from hybrid.whole_files import holds_others
 
 TEXT = ("t5", "minilm")
 """Kinds that read prompts: their tokenizer's files belong to them, and a component folder has none."""
@@ -124,7 +125,7 @@ def convert(
         raise ValueError(f"{told.source}: does not tell its grid ({' or '.join(told.grids)}); say --config {names}")
     if told.kind in TEXT:
         raise ValueError(f"{told.source}: a text encoder loads from its Hugging Face folder; keep that as it is")
-    if folder.exists() and not _is_component(folder) and (not folder.is_dir() or any(folder.iterdir())):
+    if holds_others(folder, own=_is_component(folder)):
         raise ValueError(f"{folder}: exists and is no component's folder; name another one or move it away")
     module = load(told.kind, path, config)
     save_component(folder, told.kind, module, dtype=dtype)

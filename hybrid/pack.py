@@ -18,6 +18,7 @@ from hybrid.pairing import COMPONENTS, INDEX, read_fields
 from hybrid.pipeline import HybridPipeline
 from hybrid.types import Grid
 from hybrid.weights import resolve_weights
+from hybrid.whole_files import holds_others
 
 MODELS = tuple(component for component in COMPONENTS if component != "text")
 ROLES = {"tokenizer": "codebook_kd", "ar": "prefill", "masked": "logits"}
@@ -62,7 +63,7 @@ def pack(
         ValueError: one line: weights that are missing or of another kind, parts that do not fit each other, or a folder
             that holds something else.
     """
-    if out.exists() and not (out / INDEX).is_file() and (not out.is_dir() or any(out.iterdir())):
+    if holds_others(out, own=(out / INDEX).is_file()):
         raise ValueError(f"{out}: exists and is no pair; give another --out or move it away")
     parts: dict[str, Any] = {}
     kinds: dict[str, str] = {}

@@ -28,6 +28,7 @@ from hybrid.request import as_list, find_choice, find_device, find_label, with_s
 from hybrid.sampler import HybridSampler
 from hybrid.types import Grid, Prompts
 from hybrid.weights import resolve_weights
+from hybrid.whole_files import holds_others
 
 
 class HybridPipeline:
@@ -196,7 +197,7 @@ class HybridPipeline:
                 raise ValueError(f"{component}: quantized; load it without quantize to write it")
             if component not in self.kinds:
                 raise ValueError(f"{component}: not loaded by an adapter; set pipeline.kinds[{component!r}] first")
-        if folder.exists() and not (folder / INDEX).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        if holds_others(folder, own=(folder / INDEX).is_file()):
             raise ValueError(f"{folder}: exists and is no pair; name another folder or move it away")
         folder.mkdir(parents=True, exist_ok=True)
         index: dict[str, Any] = {"_class_name": "HybridPipeline"}

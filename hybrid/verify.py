@@ -255,9 +255,8 @@ def exact_generate(
         if width:
             with phase("draft"):
                 # An image is asked for its own drafts alone: what is proposed may depend on how many places are.
-                last_b = (done_b + drafted_b - 1).clamp(max=places - 1)
-                last_b = torch.maximum(last_b, places_bw[:, 0])
-                q_bwk[:, :-1] = drafter.propose(tokens_bn, torch.minimum(places_bw[:, :-1], last_b[:, None]))
+                last_b1 = places_bw.gather(1, (drafted_b - 1).clamp(min=0)[:, None])
+                q_bwk[:, :-1] = drafter.propose(tokens_bn, torch.minimum(places_bw[:, :-1], last_b1))
                 draft_bw[:, :-1] = pick(whole_weights(q_bwk[:, :-1]), noise_b3w[:, 0, :-1])
             draft_bw = torch.where(own_bw, draft_bw, MASK)
             passes["masked"] += drafter.passes

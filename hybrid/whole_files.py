@@ -1,4 +1,5 @@
-"""Files that are written whole or not at all. This file knows paths, nothing of what is in them, and no torch."""
+"""Files that are written whole or not at all, and over nothing of others. This file knows paths, nothing of what is in
+them, and no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def holds_others(folder: Path, *, own: bool) -> bool:
+    """Whether something is at a path that a folder would be written over: a file, or a folder that is neither empty nor
+    ``own``, which is for the caller to know."""
+    return folder.exists() and not own and (not folder.is_dir() or any(folder.iterdir()))
 
 
 @contextmanager

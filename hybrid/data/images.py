@@ -99,7 +99,7 @@ class Keys:
         captions = (found,) if isinstance(found, str) else tuple(found) if isinstance(found, (list, tuple)) else None
         if captions is None or not all(isinstance(caption, str) for caption in captions):
             raise BadSample(f"its caption is no text ({found!r})")
-        if not all(caption.isascii() or _is_unicode(caption) for caption in captions):
+        if not all(_is_unicode(caption) for caption in captions):
             raise BadSample(f"its caption is not valid Unicode ({found!r})")
         label = next((record[key] for key in self.label if record.get(key) is not None), None)
         if label is not None and (not isinstance(label, int) or not 0 <= label <= MOST_LABEL):
