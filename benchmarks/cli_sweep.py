@@ -87,7 +87,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.only == "report":
         _end(arguments.out, publish(arguments.out))
         return 0
-    sweep = read_sweep(find_config(arguments.config))
+    sweep = read_sweep(find_config(arguments.config, "bench"))
     stages = STAGES if arguments.only is None else (arguments.only,)
     device = find_device(arguments.device)
     with Bars(console) as bars:

@@ -28,6 +28,8 @@ from hybrid.request import (
     find_seeds,
     find_split,
     find_zipar,
+    require_noisy,
+    require_own,
     require_whole,
 )
 from hybrid.types import Generation, Grid, Phases
@@ -185,7 +187,10 @@ def ask(
         inpainting=image is not None,
         draft=draft,
     )
+    filling = {"schedule": schedule, "resume": resume, "order": order, "noise": noise}
     judge = {"rounds": rounds, "redraw": redraw, "window": window, "relax": relax, "draft": draft}
+    require_own(chosen, {"steps": steps, "reuse": reuse} | filling | judge)
+    require_noisy(order or defaults.order, noise)
     verify, refine = find_judge(chosen, judge, defaults)
     zipar = find_zipar(chosen, window, defaults)
     guidance = {"guidance_scale": guidance_scale, "guidance_kind": guidance_kind, "guidance_floor": guidance_floor}

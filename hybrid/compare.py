@@ -11,6 +11,7 @@ from unicodedata import combining, normalize
 
 from PIL import Image, ImageDraw, ImageFont
 
+from hybrid.request import OWN
 from hybrid.types import AR_PHASES, MASKED_PHASES, Generation
 
 if TYPE_CHECKING:
@@ -29,15 +30,6 @@ METHODS = {
 """Columns, from left to right, and what they are called. The first is the baseline."""
 
 DEFAULT_METHODS = ("ar", "hybrid", "masked")
-
-OWN = {
-    **dict.fromkeys(("ar_fraction", "ar_tokens"), ("hybrid", "refined")),
-    **dict.fromkeys(("rounds", "redraw"), ("refined",)),
-    "window": ("jacobi", "exact", "relaxed", "zipar"),
-    "reuse": ("hybrid", "refined", "masked"),
-    **dict.fromkeys(("relax", "draft"), ("relaxed",)),
-}
-"""Arguments that only some methods take."""
 
 CELL = 128
 """A picture is enlarged by a whole number until its shorter side has this many pixels."""

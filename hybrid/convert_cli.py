@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: Namespace) -> int:
     if options.inspect == (options.out is not None):
         raise ValueError("say --inspect to look, or -o FOLDER to write")
+    if options.inspect and options.dtype is not None:
+        raise ValueError("--dtype: is what -o writes; leave it out, --inspect tells the types that there are")
     from dataclasses import asdict
 
     from hybrid.convert import Inspection, convert, inspect
@@ -102,6 +104,8 @@ def _pairing(options: Namespace, dtype: object) -> int:
         raise ValueError("--inspect looks into weight files; a YAML is plain text")
     if options.kind or options.config:
         raise ValueError("--kind and --config: the YAML says them")
+    if options.json:
+        raise ValueError("--json: tells of weight files; leave it out for a YAML")
     pipe = HybridPipeline.from_pretrained(options.source)
     pipe.save_pretrained(options.out, dtype=dtype)  # type: ignore[arg-type]
     print(f"{options.out}: written; draw with: hybrid-generate PROMPT --config {options.out}")

@@ -19,6 +19,9 @@ from hybrid.types import Grid
 ORDERS: tuple[str, ...] = ("confidence", "spread", "halton", "random", "raster")
 """Names of the orders."""
 
+NOISY = ("confidence", "spread")
+"""Orders by the likelihood of what was drawn, which noise loosens."""
+
 LASTING = ("spread", "random")
 """Orders whose uniforms are the same ones in every pass of a picture."""
 
@@ -87,7 +90,7 @@ def priority(
         raise ValueError(f"order {order!r}: unknown; choose one of {', '.join(ORDERS)}")
     if not (noise >= 0 and math.isfinite(noise)):
         raise ValueError(f"noise {noise:g}: must be 0 (none) or above")
-    if order in ("confidence", "spread"):
+    if order in NOISY:
         confidence_bn = _checked("confidence_bn", confidence_bn, order, grid)
         if noise == 0:
             return confidence_bn

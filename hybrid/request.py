@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hybrid.config import DefaultsConfig, PhaseConfig
+from hybrid.orders import NOISY, ORDERS
 from hybrid.pairing import is_shipped, pair_name
 from hybrid.phases import Sampling
 from hybrid.pictures import from_pil, mask_from_pil
@@ -180,14 +181,30 @@ def find_split(
     return (chosen, fraction, tokens) if told else (chosen, defaults.ar_fraction, None)
 
 
-JUDGE = {
-    "refined": ("rounds", "redraw"),
-    "exact": ("window",),
-    "relaxed": ("window", "relax", "draft"),
-    "jacobi": ("window",),
-    "zipar": ("window",),
+FILLING = ("hybrid", "refined", "masked")
+"""Methods in which the masked model fills places."""
+
+OWN: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("ar_fraction", "ar_tokens"), ("hybrid", "refined")),
+    **dict.fromkeys(("steps", "schedule", "resume", "order", "noise", "reuse"), FILLING),
+    **dict.fromkeys(("rounds", "redraw"), ("refined",)),
+    "window": ("exact", "relaxed", "jacobi", "zipar"),
+    **dict.fromkeys(("relax", "draft"), ("relaxed",)),
 }
-"""Settings of the methods in which the AR model judges, or writes rows side by side."""
+"""Arguments that only some methods take."""
+
+
+def require_own(method: str, given: Mapping[str, Any]) -> None:
+    """Raise ValueError where an argument is given that the method has no use for; None is one that was left out."""
+    for name, value in given.items():
+        if value is not None and method not in OWN[name]:
+            raise ValueError(f"{name}: belongs to method {' or '.join(OWN[name])}, not {method}")
+
+
+def require_noisy(order: str, noise: float | None) -> None:
+    """Raise ValueError where noise is given that the order has no use for."""
+    if noise and order in ORDERS and order not in NOISY:
+        raise ValueError(f"noise: belongs to order {' or '.join(NOISY)}, not {order}")
 
 
 def find_judge(method: str, given: Mapping[str, Any], defaults: DefaultsConfig) -> tuple[Verify | None, Refine | None]:
@@ -200,13 +217,9 @@ def find_judge(method: str, given: Mapping[str, Any], defaults: DefaultsConfig) 
         defaults: what counts where it says nothing.
 
     Raises:
-        ValueError: a setting that the method does not know, or one out of range.
+        ValueError: a setting out of range.
     """
-    known = JUDGE.get(method, ())
-    for name, value in given.items():
-        if value is not None and name not in known:
-            home = " or ".join(method for method, names in JUDGE.items() if name in names)
-            raise ValueError(f"{name}: belongs to method {home}, not {method}")
+    known = [name for name in given if method in OWN[name]]
     if defaults.method == "zipar":  # whose window counts columns
         defaults = defaults.model_copy(update={"window": None})
     told = {name: getattr(defaults, name) if given[name] is None else given[name] for name in known}

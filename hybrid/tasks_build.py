@@ -28,11 +28,15 @@ from hybrid.tokenizer_build import build_tokenizer_task
 from hybrid.training import Task
 
 
-def find_config(name: str) -> Path:
+def find_config(name: str, purpose: str = "train") -> Path:
     """A YAML file, or one shipped in ``hybrid.configs`` by its name.
 
+    Args:
+        name: a path, or a shipped configuration's name.
+        purpose: what the names of the shipped ones begin with: ``train`` or ``bench``.
+
     Raises:
-        ValueError: neither exists; the message lists the shipped ones.
+        ValueError: neither exists; the message lists the shipped ones for this purpose.
     """
     if Path(name).is_file():
         return Path(name)
@@ -40,8 +44,10 @@ def find_config(name: str) -> Path:
     shipped = folder / (name if name.endswith(".yaml") else f"{name}.yaml")
     if shipped.is_file():
         return shipped
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise ValueError(f"{name}: no such file and no shipped configuration of that name. Shipped: {known}")
+    known = sorted(path.stem for path in folder.glob(f"{purpose}-*.yaml"))
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(f"{name}: no such file and no shipped configuration; {hint}Shipped: {', '.join(known)}")
 
 
 TRAINABLE = {

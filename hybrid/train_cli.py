@@ -97,15 +97,25 @@ def run(arguments: argparse.Namespace) -> int:
     from hybrid.threads import use_threads
     from hybrid.training import train
 
+    planning = arguments.plan or arguments.measure is not None
+    evaluating = arguments.evaluate is not None
+    instead = {"--plan": planning, "--export-only": arguments.export_only, "--evaluate": evaluating}
+    if len(ways := [name for name, given in instead.items() if given]) > 1:
+        raise ValueError(f"{' and '.join(ways)}: are each done instead of training; give one")
+    for name in ("mfu", "gpus"):
+        if getattr(arguments, name) is not None and not planning:
+            raise ValueError(f"--{name}: is what --plan reckons with; add it or leave --{name} out")
     path = find_config(arguments.config)
     config = parse(TrainConfig, read_yaml(path), str(path))
+    if config.task == "tokenizer" and arguments.tokenizer is not None:
+        raise ValueError(f"--tokenizer: {path.stem} trains one; leave it out, or start from it by --init")
     loop = config.loop
     if arguments.steps is not None:
         loop = parse(LoopConfig, {**loop.model_dump(), "steps": arguments.steps}, "--steps")
     config = config.model_copy(update={"loop": loop})
     out = arguments.out or Path("runs") / path.stem
     init = arguments.init
-    if arguments.evaluate is not None and init is None:
+    if evaluating and init is None:
         init = run_weights(out)
     if init is not None:
         config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(init)})})
@@ -114,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.shard_mb is not None and not 0 < arguments.shard_mb < math.inf:
         raise ValueError(f"--shard-mb {arguments.shard_mb:g}: must be a number of megabytes above 0")
     use_threads(arguments.threads)
-    if arguments.plan or arguments.measure is not None:
+    if planning:
         from hybrid.plan_cli import show_plan
 
         asked = {key: getattr(arguments, key) for key in ("data", "mfu", "gpus", "measure")}
@@ -125,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError("--export-only: say how large a shard may be, such as --shard-mb 15")
         export(out, arguments.shard_mb, console)
         return 0
-    if arguments.evaluate is not None:
+    if evaluating:
         from hybrid.evaluate_cli import show_evaluation
 
         task = build_task(config, data=arguments.data, tokenizer=arguments.tokenizer, source=str(path))

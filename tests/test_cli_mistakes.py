@@ -77,6 +77,8 @@ from hybrid import cli_draw
         ("bag --methods exact", "--methods: names what --compare draws by; add it, or use --method"),
         ("bag --compare --methods ar,eksact", "--methods: 'eksact' is none of ar, jacobi, exact, relaxed, zipar"),
         ("bag --method exact --relax 0.2", "relax: belongs to method relaxed, not exact"),
+        ("bag --method ar --steps 8", "steps: belongs to method hybrid or refined or masked, not ar"),
+        ("bag --order random --noise 9", "noise: belongs to order confidence or spread, not random"),
         ("bag --compare --relax 0.3", "relax: belongs to method relaxed; name it in --methods, or leave relax out"),
         ("bag --max-memory 4 --ar-fraction -2", "ar_fraction -2: must be in [0, 1]"),
         ("bag --max-memory 4 --ar-tokens 99", "ar_tokens 99: must be 0..16 for a 4x4 grid"),

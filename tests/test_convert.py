@@ -175,6 +175,8 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
             f"of no known family; known: {', '.join(MARKERS)}; its keys are",
         ),
         ([tmp_path / "evil.pt", "--inspect"], "asks to run code on reading"),
+        ([vq, "--inspect", "--dtype", "fp16"], "--dtype: is what -o writes; leave it out"),
+        ([tmp_path / "pair.yaml", "-o", tmp_path / "x", "--json"], "--json: tells of weight files"),
         ([vq], "say --inspect to look, or -o FOLDER to write"),
         ([vq, "--inspect", "-o", tmp_path], "say --inspect to look, or -o FOLDER to write"),
         ([vq, "--inspect", "--kind", "llamagan-vq"], "unknown kind 'llamagan-vq'; did you mean 'llamagen-vq'?"),

@@ -364,7 +364,9 @@ def test_parts_make_the_whole(tokenizer: Any, tmp_path: Path) -> None:
 def test_a_folder_begun_otherwise_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     source = class_folders(tmp_path / "in", 3)
     extracted(tokenizer, tmp_path / "out", source)
-    with pytest.raises(DataError, match=r"out: begun with held_out 0\.3, asked for 0; give another --out"):
+    with pytest.raises(
+        DataError, match=r"out: begun with held_out 0\.3, asked for 0; give another --out or move it away"
+    ):
         extracted(tokenizer, tmp_path / "out", source, plan=Plan(GRIDS, held_out=0, shard_size=8))
     with pytest.raises(DataError, match="in exists and holds no code shards"):
         extracted(tokenizer, source, source)

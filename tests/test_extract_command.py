@@ -53,6 +53,35 @@ def test_buckets_by_the_command(command: Callable[..., int], tmp_path: Path, wei
 
 
 @pytest.mark.parametrize(
+    ("made", "arguments", "message"),
+    [
+        (class_folders, ("--max-ratio", "3"), "--max-ratio: belongs to --buckets; add it or leave this out"),
+        (class_folders, ("--bucket-step", "2"), "--bucket-step: belongs to --buckets; add it or leave this out"),
+        (class_folders, ("--caption-key", "prose"), "--caption-key prose: the first picture of {} has a class only;"),
+        (
+            captioned,
+            ("--caption-key", "prose", "--ask-by", "label"),
+            "--caption-key prose: --ask-by label reads none; mend the name or leave it out",
+        ),
+        (captioned, ("--label-key", "kind"), "--label-key kind: pictures of {} are asked by captions; add --ask-by"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    made: Callable[..., Path],
+    arguments: tuple[str, ...],
+    message: str,
+    command: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = made(tmp_path / "in", 5)
+    assert command(source, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message.format(source) in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("name", "data", "reason"),
     [
         ("ant/zzz.png", b"no picture", "not a picture in a known format"),

@@ -88,6 +88,9 @@ from hybrid.types import FROM_AR, FROM_INPUT, Generation, Grid
         ({"method": "jacobi", "draft": "masked"}, "draft: belongs to method relaxed, not jacobi"),
         ({"method": "relaxed", "draft": "guess"}, "draft 'guess': use masked or jacobi"),
         ({"method": "masked", "rounds": 2}, "rounds: belongs to method refined, not masked"),
+        ({"method": "ar", "steps": 8}, "steps: belongs to method hybrid or refined or masked, not ar"),
+        ({"method": "exact", "order": "spread"}, "order: belongs to method hybrid or refined or masked, not exact"),
+        ({"order": "halton", "noise": 2.0}, "noise: belongs to order confidence or spread, not halton"),
         ({"method": "refined", "redraw": 2.0}, "redraw 2: must be above 0 and at most 1"),
         ({"method": "refined", "ar_fraction": 1.0}, "refinement needs an AR model and a masked phase"),
         ({"dtype": "fp8"}, "dtype 'fp8': use auto, fp32, bf16, fp16"),
@@ -247,7 +250,7 @@ def test_generation_accounts_for_every_token_and_pass(pipe: HybridPipeline) -> N
 
 
 def test_settings_as_defaults_repeat_the_request(pipe: HybridPipeline) -> None:
-    asked = {"ar_tokens": 5, "steps": 3, "schedule": "cosine", "order": "halton", "noise": 1.0, "top_k": 5}
+    asked = {"ar_tokens": 5, "steps": 3, "schedule": "cosine", "order": "spread", "noise": 1.0, "top_k": 5}
     guidance = {"guidance_scale": 2.0, "guidance_kind": "linear", "guidance_floor": 0.1}
     made = pipe("bag", seed=2, temperature=0.8, top_p=0.9, **guidance, **asked)
     again = class_pair()

@@ -154,6 +154,13 @@ def test_evaluation_of_a_runs_weights_and_of_others(
             "vocab_size: Input should be greater than 0",
         ),
         (("--steps", "0"), {}, "--steps: steps: Input should be greater than 0 (got 0)"),
+        (("--plan", "--evaluate"), {}, "--plan and --evaluate: are each done instead of training; give one"),
+        (("--gpus", "2"), {}, "--gpus: is what --plan reckons with; add it or leave --gpus out"),
+        (
+            (),
+            {"task": "tokenizer", "model": tiny.MODELS["tokenizer"]},
+            "--tokenizer: run trains one; leave it out, or start from it by --init",
+        ),
         ((), {"task": "masked"}, "model.kind: task 'masked' cannot train 'llamagen'"),
         (("--out", "/dev/null/x"), {}, "/dev/null/x"),
     ],
@@ -171,8 +178,10 @@ def test_a_mistake_is_one_line_and_exit_2(
 
 
 def test_an_unknown_configuration_names_those_that_ship(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train-nothing"]) == 2
-    assert "train-fashion-ar" in capsys.readouterr().err
+    assert main(["train-fashion-unifed"]) == 2
+    error = capsys.readouterr().err
+    assert "did you mean train-fashion-unified? Shipped: train-emoji-ar, " in error and error.count("\n") == 1
+    assert "bench-fashion" not in error and "llamagen-halton-384" not in error
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from hybrid.data.extract import Plan
+    from hybrid.data.extract import Asked, Plan
     from hybrid.types import Grid
 
 TOKENIZERS = ("llamagen-vq", "chameleon-vq", "movqgan", "maskgit-vq", "fsq")
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--buckets", type=int, metavar="PIXELS", help="crops of nearest aspect ratio, of about PIXELS² area"
     )
     parser.add_argument("--bucket-step", type=int, metavar="PIXELS", help="sides are multiples of it (one token)")
-    parser.add_argument("--max-ratio", type=float, default=2.0, metavar="R", help="longer side over shorter (2)")
+    parser.add_argument("--max-ratio", type=float, metavar="R", help="longer side over shorter (2)")
     parser.add_argument("--flip", action="store_true", help="encode the mirrored crop, too")
     parser.add_argument(
         "--ten-crop",
@@ -77,6 +77,9 @@ def run(options: argparse.Namespace) -> str:
     for name in ("size", "buckets", "bucket_step", "shard_size", "batch", "workers"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise DataError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
+    for name in ("bucket_step", "max_ratio"):
+        if options.buckets is None and getattr(options, name) is not None:
+            raise DataError(f"--{name.replace('_', '-')}: belongs to --buckets; add it or leave this out")
     if not 0 <= options.held_out < 1:
         raise DataError(f"--held-out {options.held_out:g}: must be a share, at least 0 and below 1")
     import torch
@@ -182,7 +185,7 @@ def make_plan(options: argparse.Namespace, source: Any, tokenizer: Any) -> Plan:
         ValueError: sizes that the tokenizer cannot cut into tokens, or views that contradict each other.
     """
     from hybrid.data.buckets import Views, bucket_grids
-    from hybrid.data.extract import Plan, asked_by
+    from hybrid.data.extract import Plan
     from hybrid.request import MOST_PIXELS
     from hybrid.types import Grid
 
@@ -197,16 +200,38 @@ def make_plan(options: argparse.Namespace, source: Any, tokenizer: Any) -> Plan:
         if value % factor:
             raise DataError(f"{option} {value}: must be a multiple of the tokenizer's {factor} pixels per token")
     if options.buckets is not None:
-        grids: list[Grid] = bucket_grids(pixels // factor, step=step // factor, ratio=options.max_ratio)
+        grids: list[Grid] = bucket_grids(
+            pixels // factor, step=step // factor, ratio=2.0 if options.max_ratio is None else options.max_ratio
+        )
     else:
         grids = [Grid(pixels // factor, pixels // factor)]
     return Plan(
         grids=tuple(grids),
         views=Views(flip=options.flip, ten_crop=tuple(options.ten_crop)),
-        asked_by=options.ask_by or asked_by(source),
+        asked_by=_asked_by(options, source),
         held_out=options.held_out,
         shard_size=options.shard_size,
     )
+
+
+def _asked_by(options: argparse.Namespace, source: Any) -> Asked:
+    """Label or captions, as said or as the first picture has it.
+
+    Raises:
+        DataError: pictures without either, or a field is named that nothing would be read from.
+    """
+    from hybrid.data.extract import asked_by
+
+    asked: Asked = options.ask_by or asked_by(source)
+    if options.caption_key is not None and asked == "label":
+        why = "--ask-by label reads none" if options.ask_by else f"the first picture of {source.name} has a class only"
+        raise DataError(f"--caption-key {options.caption_key}: {why}; mend the name or leave it out")
+    if options.label_key is not None and asked == "captions":
+        raise DataError(
+            f"--label-key {options.label_key}: pictures of {source.name} are asked by captions; add --ask-by label or "
+            "leave it out"
+        )
+    return asked
 
 
 def _keys(options: argparse.Namespace) -> Any:

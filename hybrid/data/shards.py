@@ -82,7 +82,9 @@ def begin(out: Path, settings: Mapping[str, Any], codebook_kd: Tensor) -> None:
         known = _read_meta(out)
         for key, value in settings.items():
             if known.get(key) != value:
-                raise DataError(f"{out}: begun with {key} {known.get(key)}, asked for {value}; give another --out")
+                raise DataError(
+                    f"{out}: begun with {key} {known.get(key)}, asked for {value}; give another --out or move it away"
+                )
     else:
         begun = (META, f".{META}")  # the second of a writing that was killed
         if out.exists() and (not out.is_dir() or any(not path.name.startswith(begun) for path in out.iterdir())):
