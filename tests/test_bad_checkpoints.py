@@ -116,7 +116,7 @@ def refused(pair: Pair, capsys: pytest.CaptureFixture[str], line: str, *options:
     """The command draws nothing and answers with one line, which this pattern describes."""
     out = pair.folder / "out.png"
     prompt = PROMPTS.get(pair.about.pair, "goldfish")
-    assert main([prompt, "--config", str(pair.yaml), "-o", str(out), "--seed", "1", "--steps", "2", *options]) == 2
+    assert main([prompt, "--config", str(pair.yaml), "-o", str(out), "--seed", "1", *options]) == 2
     said = capsys.readouterr()
     assert said.out == "" and not out.exists()
     assert re.fullmatch(f"hybrid-generate: {line}\n", said.err), said.err
