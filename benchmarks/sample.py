@@ -88,7 +88,7 @@ def prepare(out: Path, request: Mapping[str, Any]) -> None:
     """Remember what a folder holds.
 
     Raises:
-        ValueError: it holds pictures of another request.
+        ValueError: it holds pictures of another request, or was begun for more.
     """
     path = out / "request.json"
     if path.is_file() and any((out / "parts").glob("*.npz")):  # a request that was refused drew none
@@ -96,6 +96,11 @@ def prepare(out: Path, request: Mapping[str, Any]) -> None:
         for name, value in json.loads(json.dumps(request)).items():
             if name != "pictures" and known.get(name) != value:
                 raise ValueError(f"{out}: holds pictures with another {name}; use another --out")
+        if request["pictures"] < known["pictures"]:  # png/ would keep pictures that samples.npz does not have
+            raise ValueError(
+                f"-n {request['pictures']}: {out} was begun for {known['pictures']} pictures; "
+                "ask for as many or more, or use another --out"
+            )
         # A part at the end of a shorter request is not full; a longer one draws it anew.
         if known["pictures"] != request["pictures"]:
             part_path(out, known["pictures"] // PART).unlink(missing_ok=True)

@@ -79,6 +79,8 @@ def test_a_longer_request_goes_on(tmp_path: Path) -> None:
         sample.part_path(tmp_path, part).touch()
     sample.prepare(tmp_path, {**request, "pictures": 7})
     assert sample.part_path(tmp_path, 0).exists() and not sample.part_path(tmp_path, 1).exists()
+    with pytest.raises(ValueError, match=r"-n 4: .* was begun for 7 pictures; ask for as many or more, or use another"):
+        sample.prepare(tmp_path, request)
     with pytest.raises(ValueError, match="holds pictures with another seed; use another --out"):
         sample.prepare(tmp_path, {**request, "seed": 1})
     sample.part_path(tmp_path, 0).unlink()
