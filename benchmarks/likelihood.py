@@ -1,11 +1,12 @@
 """How likely real pictures are to each way of drawing, in nats a token: what the masked phase loses, and by what.
 
 ``python -m hybrid.benchmarks.likelihood fashion --out DIR`` reads held-out pictures as tokens and writes
-``likelihood.json`` and ``likelihood.png``. At temperature 1, without guidance and in an order that does not look at the
-drawn tokens, a way of drawing gives every picture a probability: the AR model by the chain rule, the masked model by
-the product over its passes, whose tokens are drawn independently. One place a pass is a chain rule, too, so what the
-masked model lacks then is prediction; what fewer passes lack beyond it is what the tokens of one pass cannot know of
-each other. Orders are drawn for each picture, so the means are upper bounds of the mixture over orders.
+``likelihood.json`` and ``likelihood.png`` (``--split train``: of pictures that were learnt from). At temperature 1,
+without guidance and in an order that does not look at the drawn tokens, a way of drawing gives every picture a
+probability: the AR model by the chain rule, the masked model by the product over its passes, whose tokens are drawn
+independently. One place a pass is a chain rule, too, so what the masked model lacks then is prediction; what fewer
+passes lack beyond it is what the tokens of one pass cannot know of each other. Orders are drawn for each picture, so
+the means are upper bounds of the mixture over orders.
 """
 
 from __future__ import annotations
@@ -250,13 +251,17 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def held_out(folder: DataFolder, count: int) -> tuple[NDArray[np.uint8], list[str | int]]:
-    """Pictures that nothing was trained on, from all parts of their order, and their classes or first captions.
+def unseen(folder: DataFolder) -> str:
+    """The split that nothing was trained on."""
+    return next((str(item["split"]) for item in folder.items if item["split"] != "train"), "heldout")
+
+
+def asked_pictures(folder: DataFolder, split: str, count: int) -> tuple[NDArray[np.uint8], list[str | int]]:
+    """Pictures of a split, from all parts of its order, and their classes or first captions.
 
     Raises:
-        DataError: a folder without such pictures.
+        DataError: no such split.
     """
-    split = next((item["split"] for item in folder.items if item["split"] != "train"), "heldout")
     places = spread(folder.indices(split), count)
     items = [folder.items[int(place)] for place in places]
     return np.ascontiguousarray(folder.images[places, 0]), [
@@ -279,7 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hybrid.benchmarks.likelihood", description=__doc__)
     parser.add_argument("pair", help="an embedded pair, a folder or a YAML")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data folder (default: where hybrid-data writes PAIR)")
-    parser.add_argument("--pictures", type=int, default=256, metavar="N", help="held-out ones (default: 256)")
+    parser.add_argument("--split", metavar="NAME", help="of the data (default: what was never trained on)")
+    parser.add_argument("--pictures", type=int, default=256, metavar="N", help="of the split (default: 256)")
     parser.add_argument("--passes", type=int, nargs="+", default=PASSES, metavar="N", help="masked passes (4 8 16 32)")
     parser.add_argument("--looks", type=int, default=8, metavar="N", help="most passes to compute of a batch (8)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, …")
@@ -294,7 +300,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError('the figure needs matplotlib: pip install "hybrid-imagegen[plots]"')
         pipe = HybridPipeline.from_pretrained(arguments.pair, device=arguments.device, dtype="fp32")
         data = arguments.data or default_folder(pipe.name)
-        images, prompts = held_out(DataFolder.open(data), arguments.pictures)
+        folder = DataFolder.open(data)
+        split = arguments.split or unseen(folder)
+        images, prompts = asked_pictures(folder, split, arguments.pictures)
         machine = describe(pipe.device)
         found = measure(
             pipe,
@@ -308,12 +316,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, DataError) as error:
         print(f"likelihood: {error}", file=sys.stderr)
         return 2
-    settings = {"pictures": len(images), "looks": arguments.looks, "seed": arguments.seed}
+    settings = {"split": split, "pictures": len(images), "looks": arguments.looks, "seed": arguments.seed}
     head = {"pair": pipe.name, "weights": pair_weights(arguments.pair), "schedule": pipe.defaults.schedule}
     write_json(arguments.out / "likelihood.json", head | settings | {"machine": machine} | found)
     plot(found, arguments.out / "likelihood.png")
     (low, high), value = found["ar"]["interval"], found["ar"]["value"]
-    print(f"the AR model: {value:.3f} [{low:.3f}, {high:.3f}] nats a token of {len(images)} pictures")
+    print(f"the AR model: {value:.3f} [{low:.3f}, {high:.3f}] nats a token of {len(images)} pictures ({split})")
     return 0
 
 

@@ -14,7 +14,17 @@ from pairs import class_pair
 from tiny import data_folder
 
 from hybrid import HybridPipeline
-from hybrid.benchmarks.likelihood import BLIND, fill_nats, held_out, looked_at, main, measure, nats_of, rank
+from hybrid.benchmarks.likelihood import (
+    BLIND,
+    asked_pictures,
+    fill_nats,
+    looked_at,
+    main,
+    measure,
+    nats_of,
+    rank,
+    unseen,
+)
 from hybrid.data.folder import DataFolder
 from hybrid.orders import halton_order
 from hybrid.types import Grid
@@ -122,15 +132,18 @@ def test_the_command_writes_figures_and_their_picture(tmp_path: Path, capsys: py
     arguments = [str(tmp_path / "pair"), "--data", str(data), "--pictures", "4", "--passes", "4", "2"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     told = json.loads((tmp_path / "likelihood.json").read_text())
-    assert told["pictures"] == 4 and len(told["rows"]) == 15 and "ar/model.safetensors" in told["weights"]
+    assert told["pictures"] == 4 and told["split"] == "heldout"
+    assert len(told["rows"]) == 15 and "ar/model.safetensors" in told["weights"]
     assert (tmp_path / "likelihood.png").read_bytes().startswith(b"\x89PNG")
     assert "50% AR + 8 passes, random: " in capsys.readouterr().out
 
 
-def test_held_out_pictures_only(tmp_path: Path) -> None:
+def test_pictures_that_were_never_trained_on(tmp_path: Path) -> None:
     folder = DataFolder.open(data_folder(tmp_path / "data"))
-    images, prompts = held_out(folder, 100)
-    assert len(images) == len(prompts) == 4 and prompts == [8 % 3, 9 % 3, 10 % 3, 11 % 3]
+    assert unseen(folder) == "heldout"
+    images, prompts = asked_pictures(folder, "heldout", 100)
+    assert len(images) == 4 and prompts == [8 % 3, 9 % 3, 10 % 3, 11 % 3]
+    assert asked_pictures(folder, "train", 2)[1] == [0, 4 % 3]
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
