@@ -154,6 +154,13 @@ def measure(
     grid = pipe.grid or Grid(side, side)
     if grid.places != tokens_nk.shape[1]:
         raise ValueError(f"{tokens_nk.shape[1]} tokens do not fill the {grid} grid of {pipe.name}")
+    plans = []
+    for fraction in fractions:
+        known = round(fraction * grid.places)
+        for order in orders:
+            most = (grid.places - known,) if order == "random" else ()
+            for steps in (*passes, *most):
+                plans.append((fraction, order, counts(pipe.defaults.schedule, steps, grid.places, known)))
     batches = [slice(start, start + BATCH) for start in range(0, len(tokens_nk), BATCH)]
     encoded = [pipe.encode(list(prompts[batch])) for batch in batches]
     ar_nk = torch.cat(
@@ -163,38 +170,34 @@ def measure(
         ]
     )
     rows = []
-    for fraction in fractions:
-        known = round(fraction * grid.places)
-        left = grid.places - known
-        for order in orders:
-            for steps in (*passes, left) if order == "random" else passes:
-                sizes = counts(pipe.defaults.schedule, steps, grid.places, known)
-                generator = torch.Generator().manual_seed(seed)
-                own_n = torch.cat(
-                    [
-                        fill_nats(
-                            pipe.masked,
-                            tokens_nk[batch],
-                            pipe.masked.condition(asked, grid),
-                            known,
-                            sizes,
-                            order,
-                            looks,
-                            generator,
-                        )
-                        for batch, asked in zip(batches, encoded, strict=True)
-                    ]
+    for fraction, order, sizes in plans:
+        known, generator = grid.places - sum(sizes), torch.Generator().manual_seed(seed)
+        own_n = torch.cat(
+            [
+                fill_nats(
+                    pipe.masked,
+                    tokens_nk[batch],
+                    pipe.masked.condition(asked, grid),
+                    known,
+                    sizes,
+                    order,
+                    looks,
+                    generator,
                 )
-                over = mean_of((own_n - ar_nk[:, known:].mean(1)).double().cpu().numpy(), seed)
-                row = {
-                    "ar_fraction": fraction,
-                    "order": order,
-                    "passes": steps,
-                    "places": left,
-                    "over_ar": told_of(over),
-                }
-                rows.append(row)
-                told(line_of(row))
+                for batch, asked in zip(batches, encoded, strict=True)
+            ]
+        )
+        over = mean_of((own_n - ar_nk[:, known:].mean(1)).double().cpu().numpy(), seed)
+        rows.append(
+            {
+                "ar_fraction": fraction,
+                "order": order,
+                "passes": len(sizes),
+                "places": sum(sizes),
+                "over_ar": told_of(over),
+            }
+        )
+        told(line_of(rows[-1]))
     return {"ar": told_of(mean_of(ar_nk.mean(1).double().cpu().numpy(), seed)), "rows": rows}
 
 
