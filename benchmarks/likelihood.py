@@ -250,7 +250,7 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel("masked passes (the last marks in random order: one place a pass)")
     axes.set_ylabel("nats at each filled place over the AR model's")
     axes.grid(color="0.9")
-    axes.legend(fontsize="small", frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(fractions), fontsize="small", frameon=False)
     figure.savefig(path, dpi=110)
 
 
