@@ -64,7 +64,8 @@ def looked_at(sizes: Sequence[int], looks: int, generator: torch.Generator) -> l
         return [(index, size / places) for index, size in enumerate(sizes)]
     ends = np.cumsum(sizes)
     drawn = (torch.arange(looks) + torch.rand(looks, generator=generator)) * places / looks
-    return [(int(np.searchsorted(ends, place, side="right")), 1 / looks) for place in drawn.tolist()]
+    indices = np.searchsorted(ends, drawn.numpy(), side="right").clip(max=len(sizes) - 1)  # float32 may round up
+    return [(int(index), 1 / looks) for index in indices]
 
 
 def fill_nats(
@@ -94,12 +95,12 @@ def fill_nats(
     grid, device = condition.grid, tokens_bn.device
     uniforms_bn = torch.rand(tokens_bn.shape, generator=generator).to(device)
     turn_bn = rank(order, uniforms_bn, grid, known)
-    starts = [known, *accumulate(sizes, initial=known)][1:]
+    in_turn_bn, starts = turn_bn.argsort(dim=1), list(accumulate(sizes, initial=known))
     found_b = torch.zeros(len(tokens_bn), device=device)
     for index, weight in looked_at(sizes, looks, generator):
         start = starts[index]
         end = grid.places if order == "random" else start + sizes[index]
-        places_bm = turn_bn.argsort(dim=1)[:, start:end]
+        places_bm = in_turn_bn[:, start:end]
         logits_bmk = model.logits(tokens_bn.masked_fill(turn_bn >= start, MASK), condition, places_bm)
         found_b += weight * nats_of(logits_bmk, tokens_bn.gather(1, places_bm)).mean(1)
     return found_b
