@@ -78,7 +78,9 @@ def optimizers(model: nn.Module, config: LoopConfig, auxiliary: Auxiliary | None
         if config.precision == "fp16":
             raise ValueError("optimizer: muon does not go with precision: fp16; use bf16, or adamw")
         found.append(
-            torch.optim.Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+            muon_for(hidden[0].device)(
+                hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
         )
     if auxiliary is not None:
         if config.precision == "fp16":
@@ -89,15 +91,29 @@ def optimizers(model: nn.Module, config: LoopConfig, auxiliary: Auxiliary | None
     return found
 
 
+def muon_for(device: torch.device) -> type[torch.optim.Muon]:
+    """torch's Muon, or one in float32 where a CPU computes no bf16."""
+    if device.type != "cpu" or computes_bf16(device):
+        return torch.optim.Muon
+    from hybrid.muon import Float32Muon
+
+    return Float32Muon
+
+
 def find_precision(precision: str, device: torch.device) -> str:
-    """``auto`` is ``bf16`` where the device computes in it: a GPU, or a CPU that oneDNN has kernels for. Other CPUs
-    imitate it, hundreds of times slower than fp32 (0.3 against 115 GFLOP/s on two cores with AVX2)."""
+    """``auto`` is ``bf16`` where the device computes in it."""
     if precision != "auto":
         return precision
+    return "bf16" if computes_bf16(device) else "no"
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16: a GPU, or a CPU that oneDNN has kernels for. Other CPUs imitate it, hundreds
+    of times slower than fp32 (0.3 against 115 GFLOP/s on two cores with AVX2)."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     computes = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return "bf16" if computes and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
+    return computes and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Average:

@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from tiny import ADVERSARIAL, distance, trained, weights
 from torch import nn
 
+from hybrid import optimization
 from hybrid.config import LoopConfig
 from hybrid.loss_plot import running_mean
 from hybrid.optimization import Average, averaged, find_precision, learning_rate, optimizers
@@ -184,6 +185,45 @@ def test_muon_takes_hidden_matrices_only() -> None:
     assert [[tuple(v.shape) for v in group["params"]] for group in adam.param_groups] == [[(2, 4)], [(4,), (2,)]]
     with pytest.raises(ValueError, match="muon does not go with precision: fp16"):
         optimizers(task_model, LoopConfig(steps=1, optimizer="muon", precision="fp16"))
+
+
+def test_muon_in_float32_is_torchs_but_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hybrid.muon import Float32Muon  # needs torch 2.9
+
+    shapes = ((6, 4), (4, 9), (5, 5))
+    found = {}
+    for computes, kind in ((True, torch.optim.Muon), (False, Float32Muon)):
+        monkeypatch.setattr(optimization, "computes_bf16", lambda device, known=computes: known)
+        assert optimization.muon_for(torch.device("cpu")) is kind
+        assert optimization.muon_for(torch.device("cuda")) is torch.optim.Muon
+        torch.manual_seed(0)
+        values = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+        muon = kind(values, lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
+        for _ in range(3):
+            for value in values:
+                value.grad = torch.randn(value.shape)
+            muon.step()
+        found[kind] = values, muon.state_dict()
+    (ours, kept), (theirs, known) = found[Float32Muon], found[torch.optim.Muon]
+    for one, other in zip(ours, theirs, strict=True):
+        one, other = one.detach(), other.detach()
+        assert float((one - other).norm() / other.norm()) < 0.01
+    assert kept["param_groups"] == known["param_groups"]
+    for key, state in known["state"].items():
+        assert torch.equal(kept["state"][key]["momentum_buffer"], state["momentum_buffer"])
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3)])
+def test_orthogonal_is_the_polynomial_of_the_singular_values(shape: tuple[int, int]) -> None:
+    from hybrid.muon import orthogonal
+
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, values, v = torch.linalg.svd(matrix, full_matrices=False)
+    a, b, c = 3.4445, -4.7750, 2.0315
+    values = values / values.norm()
+    for _ in range(5):
+        values = a * values + b * values**3 + c * values**5
+    torch.testing.assert_close(orthogonal(matrix, (a, b, c), 5, 1e-7), u @ values.diag() @ v)
 
 
 def test_data_order() -> None:
