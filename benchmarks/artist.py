@@ -117,6 +117,19 @@ def pair_weights(name: str | Path) -> dict[str, str]:
     return found
 
 
+def grid_of(pipeline: HybridPipeline, places: int) -> Grid:
+    """A pairing's token grid: its own, or a square one.
+
+    Raises:
+        ValueError: it has another number of places.
+    """
+    side = round(places**0.5)
+    grid = pipeline.grid or Grid(side, side)
+    if grid.places != places:
+        raise ValueError(f"{places} tokens do not fill a {grid} grid; set the pair's grid")
+    return grid
+
+
 class Artist:
     """Draws with a pairing and reads features off the pictures.
 
@@ -215,12 +228,8 @@ class Artist:
         return Drawn(tokens_nk, cached(beside, lambda: self.network(self._decode(tokens_nk, grid))), grid)
 
     def grid_of(self, places: int) -> Grid:
-        """The pairing's token grid: its own, or a square one."""
-        side = round(places**0.5)
-        grid = self.pipeline.grid or Grid(side, side)
-        if grid.places != places:
-            raise ValueError(f"{places} tokens do not fill a {grid} grid; set the pair's grid")
-        return grid
+        """See ``grid_of``."""
+        return grid_of(self.pipeline, places)
 
     @torch.inference_mode()
     def _decode(self, tokens_nk: NDArray[np.uint16], grid: Grid) -> NDArray[np.uint8]:

@@ -33,10 +33,11 @@ from hybrid.pipeline import HybridPipeline
 from hybrid.schedules import counts
 from hybrid.types import MASK, Condition, Grid, MaskedModel
 
-from .artist import pair_weights
+from .artist import grid_of, pair_weights
 from .figures import write_json
 from .machine import describe
-from .statistics import Estimate, estimate
+from .scenes import prompt_of, unseen
+from .times import mean_of
 
 BATCH = 64
 FRACTIONS = (0.0, 0.25, 0.5)
@@ -151,10 +152,7 @@ def measure(
     for order in orders:
         if order not in BLIND:
             raise ValueError(f"order {order!r}: its likelihood is unknown; choose one of {', '.join(BLIND)}")
-    side = round(tokens_nk.shape[1] ** 0.5)
-    grid = pipe.grid or Grid(side, side)
-    if grid.places != tokens_nk.shape[1]:
-        raise ValueError(f"{tokens_nk.shape[1]} tokens do not fill the {grid} grid of {pipe.name}")
+    grid = grid_of(pipe, tokens_nk.shape[1])
     plans = []
     for fraction in fractions:
         known = round(fraction * grid.places)
@@ -170,47 +168,28 @@ def measure(
             for batch, asked in zip(batches, encoded, strict=True)
         ]
     )
+    conditions = [pipe.masked.condition(asked, grid) for asked in encoded]
     rows = []
     for fraction, order, sizes in plans:
         known, generator = grid.places - sum(sizes), torch.Generator().manual_seed(seed)
         own_n = torch.cat(
             [
-                fill_nats(
-                    pipe.masked,
-                    tokens_nk[batch],
-                    pipe.masked.condition(asked, grid),
-                    known,
-                    sizes,
-                    order,
-                    looks,
-                    generator,
-                )
-                for batch, asked in zip(batches, encoded, strict=True)
+                fill_nats(pipe.masked, tokens_nk[batch], condition, known, sizes, order, looks, generator)
+                for batch, condition in zip(batches, conditions, strict=True)
             ]
         )
-        over = mean_of((own_n - ar_nk[:, known:].mean(1)).double().cpu().numpy(), seed)
+        over = mean_of((own_n - ar_nk[:, known:].mean(1)).double().cpu().numpy())
         rows.append(
             {
                 "ar_fraction": fraction,
                 "order": order,
                 "passes": len(sizes),
                 "places": sum(sizes),
-                "over_ar": told_of(over),
+                "over_ar": over.told(),
             }
         )
         told(line_of(rows[-1]))
-    return {"ar": told_of(mean_of(ar_nk.mean(1).double().cpu().numpy(), seed)), "rows": rows}
-
-
-def mean_of(values_n: NDArray[np.float64], seed: int, draws: int = 2000) -> Estimate:
-    """A mean with its interval over resampled pictures."""
-    chosen = np.random.default_rng(seed).integers(len(values_n), size=(draws, len(values_n)))
-    return estimate(float(values_n.mean()), values_n[chosen].mean(1))
-
-
-def told_of(found: Estimate) -> dict[str, Any]:
-    """As it is written."""
-    return {"value": found.value, "interval": list(found.interval)}
+    return {"ar": mean_of(ar_nk.mean(1).double().cpu().numpy()).told(), "rows": rows}
 
 
 def line_of(row: Mapping[str, Any]) -> str:
@@ -255,22 +234,14 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def unseen(folder: DataFolder) -> str:
-    """The split that nothing was trained on."""
-    return next((str(item["split"]) for item in folder.items if item["split"] != "train"), "heldout")
-
-
 def asked_pictures(folder: DataFolder, split: str, count: int) -> tuple[NDArray[np.uint8], list[str | int]]:
-    """Pictures of a split, from all parts of its order, and their classes or first captions.
+    """Pictures of a split, from all parts of its order, and what they are asked for by.
 
     Raises:
         DataError: no such split.
     """
     places = spread(folder.indices(split), count)
-    items = [folder.items[int(place)] for place in places]
-    return np.ascontiguousarray(folder.images[places, 0]), [
-        item["label"] if "label" in item else item["captions"][0] for item in items
-    ]
+    return np.ascontiguousarray(folder.images[places, 0]), [prompt_of(folder.items[int(place)]) for place in places]
 
 
 @torch.inference_mode()

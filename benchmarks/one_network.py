@@ -29,7 +29,6 @@ from .cost import metered
 from .figures import commit, versions, write_json
 from .machine import load
 from .points import Point, SpeedConfig
-from .statistics import Estimate
 from .times import median_of, speedup_of
 
 POINTS = tuple(
@@ -103,7 +102,7 @@ def speeds(two: HybridPipeline, one: HybridPipeline, batches: Sequence[int], con
                     "batch": batch,
                     "two_networks": _timed(turns["ar"]),
                     "one_network": _timed(turns["own"]),
-                    "times_faster": _told(speedup_of(seconds["own"], seconds["ar"])),
+                    "times_faster": speedup_of(seconds["own"], seconds["ar"]).told(),
                     "passes": turns["passes"],
                     "load": turns["load"],
                 }
@@ -118,10 +117,6 @@ def _timed(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seconds": {"value": median, "interval": list(interval)},
         "phases": {phase: float(np.median([turn["phases"][phase] for turn in turns])) for phase in phases},
     }
-
-
-def _told(found: Estimate) -> dict[str, Any]:
-    return {"value": found.value, "interval": list(found.interval)}
 
 
 def costs(pipe: HybridPipeline) -> dict[str, Any]:

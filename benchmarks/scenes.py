@@ -143,11 +143,15 @@ def plain(
     folder: DataFolder, sets: Sequence[str] | None, pictures: int, reference: int, network: Features, artist: Artist
 ) -> Scene:
     """Captions or classes of the held-out pictures of any data folder, without a score."""
-    splits = {str(item["split"]) for item in folder.items}
-    places = _enough(folder, pick(folder, "test" if "test" in splits else "heldout", sets), reference)
-    prompts = tuple(_prompt(folder.items[int(place)]) for place in places[:pictures])
+    places = _enough(folder, pick(folder, unseen(folder), sets), reference)
+    prompts = tuple(prompt_of(folder.items[int(place)]) for place in places[:pictures])
     groups = () if any(isinstance(prompt, int) for prompt in prompts) else tuple(map(str, prompts))
     return Scene(folder, prompts, places, np.empty(0, dtype=np.int64), groups=groups)
+
+
+def unseen(folder: DataFolder) -> str:
+    """The split that nothing was trained on."""
+    return "test" if any(item["split"] == "test" for item in folder.items) else "heldout"
 
 
 SCENES: dict[str, Callable[[DataFolder, Sequence[str] | None, int, int, Features, Artist], Scene]] = {
@@ -162,7 +166,8 @@ def real_of(scene: Scene, places: Sequence[int] | NDArray[np.int64], network: Fe
     return real_features(scene.folder, places, network)
 
 
-def _prompt(item: Any) -> str | int:
+def prompt_of(item: Any) -> str | int:
+    """The class of a picture of a data folder, or its first caption or name."""
     if "label" in item:
         return int(item["label"])
     return str(item["captions"][0] if item.get("captions") else item["name"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,10 @@ class Estimate:
     interval: tuple[float, float]
     lower: float
     upper: float
+
+    def told(self) -> dict[str, Any]:
+        """Value and interval, as reports write them."""
+        return {"value": self.value, "interval": list(self.interval)}
 
 
 def estimate(value: float, draws: Array) -> Estimate:

@@ -23,8 +23,8 @@ from hybrid.benchmarks.likelihood import (
     measure,
     nats_of,
     rank,
-    unseen,
 )
+from hybrid.benchmarks.scenes import unseen
 from hybrid.data.folder import DataFolder
 from hybrid.orders import halton_order
 from hybrid.types import Grid
